@@ -1,0 +1,131 @@
+package model
+
+import (
+	"net/netip"
+	"time"
+)
+
+// View is all that a plan needs to know, at one revision. It is made by
+// internal/view, never changed after that, and shared between goroutines.
+type View struct {
+	Revision uint64    // grows with every change of any source
+	Now      time.Time // when the view was made; plans read no clock
+	Self     Self
+	// Partial says that something may be missing: this process has started with
+	// no records and is still being told. What is absent may not be taken for
+	// gone, so nothing that is there is changed or removed.
+	Partial bool
+
+	Networks  map[NetworkID]Network   // that exist on this node
+	Endpoints map[EndpointID]Endpoint // of this node
+	Remotes   map[EndpointID]Remote   // of other nodes, on any network
+	Services  map[ServiceID]Service   // of the swarm, also with zero replicas
+}
+
+// Self is this node.
+type Self struct {
+	Node      NodeID
+	VTEP      netip.Addr // source of our VXLAN packets: the engine's data-path address
+	VXLANPort uint16     // UDP destination port of VXLAN, the same on all nodes
+}
+
+// Network is a network that exists on this node.
+type Network struct {
+	ID       NetworkID
+	Name     string // for people; empty until the engine has told it
+	Subnet   netip.Prefix
+	Gateway  netip.Addr
+	Local    bool // of this engine only: no VXLAN, no peers
+	Internal bool
+	VNI      VNI // 0 if Local
+	MTU      int // of the overlay, in bytes
+	Options  NetworkOptions
+}
+
+// NetworkOptions are the values of `docker network create -o sluice.…`.
+type NetworkOptions struct {
+	Datapath  string // auto, nft
+	Mode      string // dr
+	Scheduler string // rr, wrr, sh
+}
+
+// Phase is how far the engine has brought an endpoint.
+type Phase int
+
+const (
+	// Created: CreateEndpoint was answered. Nothing is in the kernel yet.
+	Created Phase = iota
+	// Joined: Join was asked for. The veth pair must exist, its container end
+	// still in the host's namespace, where the engine fetches it.
+	Joined
+	// Taken: the engine has moved the container's end into the task's
+	// namespace. The pair is no longer ours to make: if it is gone, so is the task.
+	Taken
+)
+
+// String is the phase's name.
+func (p Phase) String() string {
+	switch p {
+	case Created:
+		return "created"
+	case Joined:
+		return "joined"
+	case Taken:
+		return "taken"
+	}
+	return "unknown"
+}
+
+// Endpoint is an attachment of one of this node's containers to a network.
+type Endpoint struct {
+	ID      EndpointID
+	Network NetworkID
+	Addr    netip.Addr
+	MAC     MAC
+	Phase   Phase
+	Sandbox string // path of the task's network namespace as this process sees it
+	Options ServiceOptions
+	Left    bool // Leave was asked for: no new connections, the pair stays until DeleteEndpoint
+
+	Task     Task       // zero for a container that is no swarm task
+	Prepared netip.Addr // the VIP that the task's namespace translates, read back; invalid: none
+}
+
+// ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`.
+type ServiceOptions struct {
+	Scheduler string // empty: the network's
+	Mode      string // empty: the network's
+	Weight    int    // 1..255; 0 means not set, which is 1
+}
+
+// Task is what the engine says of the swarm task behind an endpoint.
+type Task struct {
+	ID          TaskID
+	Service     ServiceID
+	ServiceName string
+	VIP         netip.Addr // on the endpoint's network, as the local engine tells it; invalid if it does not
+	Ready       bool       // running, and healthy where it has a health check
+	Leaving     bool       // a manager wants it gone: no new connections
+}
+
+// Remote is an endpoint of another node, as that node's gossip record says.
+type Remote struct {
+	ID       EndpointID
+	Network  NetworkID
+	Node     NodeID
+	VTEP     netip.Addr
+	Addr     netip.Addr
+	MAC      MAC
+	Options  ServiceOptions
+	Task     Task
+	Prepared netip.Addr // the VIP that the task's namespace translates; invalid: none
+}
+
+// Service is a swarm service, as a manager told it.
+type Service struct {
+	ID      ServiceID
+	Name    string
+	Created time.Time
+	VIPs    map[NetworkID]netip.Addr     // none for endpoint mode dnsrr
+	Options map[NetworkID]ServiceOptions // the spec's driver options
+}
