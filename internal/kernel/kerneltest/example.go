@@ -1,0 +1,188 @@
+package kerneltest
+
+import (
+	"net/netip"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+)
+
+// Names in the example.
+const (
+	netA, netB = "sluice-aaaa", "sluice-bbbb" // between hosts; of this host only
+	bridge     = "br0"
+	vxlan      = "vxlan0"
+	hostEndA   = "slva1"
+	// brNF is missing where br_netfilter is not loaded: as good as 0.
+	brNF      = "net.bridge.bridge-nf-call-iptables"
+	redirects = "net.ipv4.conf.all.send_redirects"
+)
+
+var (
+	vtepSelf  = netip.MustParseAddr("192.0.2.1") // of the first host of netnstest's LAN
+	vtepTwo   = netip.MustParseAddr("192.0.2.2")
+	vtepThree = netip.MustParseAddr("192.0.2.3")
+
+	vip       = netip.MustParseAddr("10.255.0.7")
+	vipPrefix = netip.PrefixFrom(vip, 32)
+	member    = netip.MustParseAddr("10.255.0.2")
+	remote    = netip.MustParseAddr("10.255.0.3")
+	router    = model.MACFor(netip.MustParseAddr("10.255.0.1"))
+	other     = model.MAC{0x02, 0x42, 0xaa, 0, 0, 1}
+
+	// The task with address member is on a second network, which the example has
+	// no other part of.
+	secondVIP    = netip.MustParseAddr("10.254.0.7")
+	secondMember = netip.MustParseAddr("10.254.0.2")
+)
+
+// Example is a state with every kind of object but those of nftables: netA between
+// hosts, with two remote endpoints and two of its own, netB of this host only.
+// The host's own underlay address must be 192.0.2.1.
+func Example() kernel.State {
+	s := kernel.State{
+		kernel.Filter{}:                    kernel.FilterSpec{Port: 4799},
+		kernel.FilterPeer{VTEP: vtepTwo}:   kernel.FilterPeerSpec{},
+		kernel.FilterPeer{VTEP: vtepThree}: kernel.FilterPeerSpec{},
+	}
+	for _, ns := range []string{netA, netB} {
+		s[kernel.Netns{Name: ns}] = kernel.NetnsSpec{}
+		s[kernel.Sysctl{NS: ns, Name: redirects}] = kernel.SysctlSpec{Value: "0"}
+		s[kernel.Sysctl{NS: ns, Name: brNF}] = kernel.SysctlSpec{Value: "0"}
+		s[kernel.Link{NS: ns, Name: bridge, Kind: kernel.Bridge}] = kernel.LinkSpec{Alias: "sluice " + ns, MTU: 1450, MAC: router}
+		s[kernel.Addr{NS: ns, Dev: bridge, Prefix: netip.MustParsePrefix("10.255.0.1/20")}] = kernel.AddrSpec{}
+		s[kernel.Addr{NS: ns, Dev: bridge, Prefix: vipPrefix}] = kernel.AddrSpec{}
+	}
+	s[kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}] = kernel.LinkSpec{
+		Alias: "sluice " + netA, MTU: 1450, Master: bridge, Quiet: true, VNI: 4097, Port: 4799, Local: vtepSelf,
+	}
+	addVeth(s, netA, hostEndA, "slca1", "10.255.0.2")
+	addVeth(s, netA, "slva2", "slca2", "10.255.0.4")
+	addVeth(s, netB, "slvb1", "slcb1", "10.255.0.2")
+	addRemote(s, "10.255.0.3", vtepTwo)
+	addRemote(s, "10.255.0.5", vtepThree)
+	return s
+}
+
+func addVeth(s kernel.State, ns, host, peer, ip string) {
+	s[kernel.Link{NS: ns, Name: host, Kind: kernel.Veth}] = kernel.LinkSpec{
+		Alias: "sluice " + peer, MTU: 1450, Master: bridge, Peer: peer, PeerMAC: model.MACFor(netip.MustParseAddr(ip)),
+	}
+}
+
+func addRemote(s kernel.State, ip string, vtep netip.Addr) {
+	a := netip.MustParseAddr(ip)
+	s[kernel.Neigh{NS: netA, Dev: bridge, IP: a}] = kernel.NeighSpec{MAC: model.MACFor(a)}
+	s[kernel.FDB{NS: netA, Dev: vxlan, MAC: model.MACFor(a)}] = kernel.FDBSpec{VTEP: vtep}
+}
+
+// addTables adds the objects of nftables: a VIP in netA, with the task whose
+// namespace is at path as one of two backends; that task has another VIP besides.
+func addTables(s kernel.State, path string) {
+	s[kernel.BridgeTable{NS: netA}] = kernel.BridgeTableSpec{Router: router, Uplink: vxlan}
+	s[kernel.Member{NS: netA, IP: member}] = kernel.MemberSpec{MAC: model.MACFor(member)}
+	s[kernel.VIP{NS: netA, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: 2}
+	for i, ip := range []netip.Addr{member, remote} {
+		s[kernel.Slot{NS: netA, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: model.MACFor(ip)}
+		s[kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(ip)}] = kernel.AliveSpec{}
+	}
+	s[kernel.Other{NS: netA, VIP: vip, Client: member}] = kernel.OtherSpec{MAC: model.MACFor(remote)}
+	s[kernel.TaskTable{Sandbox: path}] = kernel.TaskTableSpec{}
+	s[kernel.TaskVIP{Sandbox: path, VIP: vip}] = kernel.TaskVIPSpec{Addr: member}
+	s[kernel.TaskVIP{Sandbox: path, VIP: secondVIP}] = kernel.TaskVIPSpec{Addr: secondMember}
+}
+
+// changeCase is one value that becomes another.
+type changeCase struct {
+	name   string
+	change func(kernel.State)
+}
+
+// link changes the value of a device.
+func link(name string, key kernel.Link, f func(*kernel.LinkSpec)) changeCase {
+	return changeCase{name, func(s kernel.State) {
+		spec := s[key].(kernel.LinkSpec)
+		f(&spec)
+		s[key] = spec
+	}}
+}
+
+// put replaces the value of an object.
+func put(key kernel.Key, v kernel.Value) changeCase {
+	return changeCase{key.String(), func(s kernel.State) { s[key] = v }}
+}
+
+// changeCases are the changes of the example; sandbox is the path of its task's
+// namespace, empty where there are no tables.
+func changeCases(sandbox string) []changeCase {
+	br := kernel.Link{NS: netA, Name: bridge, Kind: kernel.Bridge}
+	vx := kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}
+	ve := kernel.Link{NS: netA, Name: hostEndA, Kind: kernel.Veth}
+	cases := []changeCase{
+		put(kernel.Sysctl{NS: netA, Name: redirects}, kernel.SysctlSpec{Value: "1"}),
+		link("bridge's MTU", br, func(l *kernel.LinkSpec) { l.MTU = 1400 }),
+		link("bridge's MAC", br, func(l *kernel.LinkSpec) { l.MAC = other }),
+		link("bridge's alias", br, func(l *kernel.LinkSpec) { l.Alias = "sluice another" }),
+		link("VXLAN's VNI", vx, func(l *kernel.LinkSpec) { l.VNI = 4098 }),
+		link("VXLAN's port", vx, func(l *kernel.LinkSpec) { l.Port = 4800 }),
+		link("VXLAN's local address", vx, func(l *kernel.LinkSpec) { l.Local = vtepThree }),
+		link("VXLAN's MTU", vx, func(l *kernel.LinkSpec) { l.MTU = 1400 }),
+		link("VXLAN's quiet", vx, func(l *kernel.LinkSpec) { l.Quiet = false }),
+		link("veth's MTU", ve, func(l *kernel.LinkSpec) { l.MTU = 1400 }),
+		link("veth's alias", ve, func(l *kernel.LinkSpec) { l.Alias = "sluice another" }),
+		link("veth's quiet", ve, func(l *kernel.LinkSpec) { l.Quiet = true }),
+		link("veth's peer", ve, func(l *kernel.LinkSpec) { l.Peer = "slcaother" }),
+		link("veth's peer's MAC", ve, func(l *kernel.LinkSpec) { l.PeerMAC = other }),
+		put(kernel.Neigh{NS: netA, Dev: bridge, IP: remote}, kernel.NeighSpec{MAC: other}),
+		put(kernel.FDB{NS: netA, Dev: vxlan, MAC: model.MACFor(remote)}, kernel.FDBSpec{VTEP: vtepThree}),
+		put(kernel.Filter{}, kernel.FilterSpec{Port: 4800}),
+		put(kernel.FilterPeer{VTEP: netip.MustParseAddr("192.0.2.9")}, kernel.FilterPeerSpec{}),
+		put(kernel.Addr{NS: netA, Dev: bridge, Prefix: netip.MustParsePrefix("10.255.0.8/32")}, kernel.AddrSpec{}),
+	}
+	if sandbox != "" {
+		cases = append(cases,
+			put(kernel.BridgeTable{NS: netA}, kernel.BridgeTableSpec{Router: other, Uplink: vxlan}),
+			put(kernel.Member{NS: netA, IP: member}, kernel.MemberSpec{MAC: other}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "sh", Slots: 2}),
+			put(kernel.Slot{NS: netA, VIP: vip, Slot: 1}, kernel.SlotSpec{MAC: other}),
+			put(kernel.Alive{NS: netA, VIP: vip, MAC: other}, kernel.AliveSpec{}),
+			put(kernel.Other{NS: netA, VIP: vip, Client: member}, kernel.OtherSpec{MAC: other}),
+			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
+		)
+	}
+	return cases
+}
+
+// driftCase is an object that somebody else spoils.
+type driftCase struct {
+	key kernel.Key
+	how Damage
+}
+
+// driftCases are the damages to the example; sandbox is as for changeCases.
+func driftCases(sandbox string) []driftCase {
+	br := kernel.Link{NS: netA, Name: bridge, Kind: kernel.Bridge}
+	vx := kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}
+	ve := kernel.Link{NS: netA, Name: hostEndA, Kind: kernel.Veth}
+	entry := kernel.FDB{NS: netA, Dev: vxlan, MAC: model.MACFor(remote)}
+	arp := kernel.Neigh{NS: netA, Dev: bridge, IP: remote}
+	cases := []driftCase{
+		{kernel.Sysctl{NS: netA, Name: redirects}, Changed},
+		{br, Changed}, {br, Down}, {br, Deleted},
+		{vx, Changed}, {vx, Down}, {vx, Deleted},
+		{ve, Changed}, {ve, Down}, {ve, Deleted},
+		{kernel.Addr{NS: netA, Dev: bridge, Prefix: vipPrefix}, Deleted},
+		{arp, Deleted}, {arp, Changed},
+		{entry, Deleted}, {entry, Changed}, {entry, Halved},
+		{kernel.Filter{}, Flushed}, {kernel.Filter{}, Reordered}, {kernel.Filter{}, Intruded}, {kernel.Filter{}, Deleted},
+		{kernel.FilterPeer{VTEP: vtepTwo}, Deleted},
+		{kernel.Netns{Name: netB}, Deleted},
+	}
+	if sandbox != "" {
+		cases = append(cases,
+			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
+			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
+		)
+	}
+	return cases
+}

@@ -1,0 +1,97 @@
+package kernel_test
+
+import (
+	"fmt"
+	"net/netip"
+
+	"pgregory.net/rapid"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+)
+
+// states draws well-formed states: every object has the namespace, table and
+// device it stands on, as a plan's and a kernel's have. Names come from a small
+// set, so that two draws share many objects.
+func states() *rapid.Generator[kernel.State] {
+	return rapid.Custom(func(t *rapid.T) kernel.State {
+		s := kernel.State{}
+		if rapid.Bool().Draw(t, "filter") {
+			s[kernel.Filter{}] = kernel.FilterSpec{Port: port(t)}
+			for _, a := range rapid.SliceOfDistinct(addrs("192.168.0"), rapid.ID).Draw(t, "peers") {
+				s[kernel.FilterPeer{VTEP: a}] = kernel.FilterPeerSpec{}
+			}
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "networks") {
+			if rapid.Bool().Draw(t, "present") {
+				namespace(t, s, fmt.Sprintf("sluice-%d", i))
+			}
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "tasks") {
+			if rapid.Bool().Draw(t, "present") {
+				task(t, s, fmt.Sprintf("/run/%012d", i))
+			}
+		}
+		return s
+	})
+}
+
+func namespace(t *rapid.T, s kernel.State, ns string) {
+	s[kernel.Netns{Name: ns}] = kernel.NetnsSpec{}
+	s[kernel.Sysctl{NS: ns, Name: "net.ipv4.ip_forward"}] = kernel.SysctlSpec{Value: rapid.SampledFrom([]string{"0", "1"}).Draw(t, "sysctl")}
+	s[kernel.Link{NS: ns, Name: "br0", Kind: kernel.Bridge}] = kernel.LinkSpec{Alias: "sluice x", MTU: mtu(t), MAC: mac(t)}
+	for _, a := range some(t, "10.0.0") {
+		s[kernel.Addr{NS: ns, Dev: "br0", Prefix: netip.PrefixFrom(a, 32)}] = kernel.AddrSpec{}
+	}
+	if rapid.Bool().Draw(t, "uplink") {
+		s[kernel.Link{NS: ns, Name: "vxlan0", Kind: kernel.VXLAN}] = kernel.LinkSpec{
+			Alias: "sluice x", MTU: mtu(t), Master: "br0", Quiet: true,
+			VNI: model.VNI(rapid.IntRange(1, 3).Draw(t, "vni")), Port: port(t), Local: addrs("192.168.0").Draw(t, "local"),
+		}
+		for _, a := range some(t, "10.0.1") {
+			s[kernel.Neigh{NS: ns, Dev: "br0", IP: a}] = kernel.NeighSpec{MAC: mac(t)}
+			s[kernel.FDB{NS: ns, Dev: "vxlan0", MAC: model.MACFor(a)}] = kernel.FDBSpec{VTEP: addrs("192.168.0").Draw(t, "vtep")}
+		}
+	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "pairs") {
+		s[kernel.Link{NS: ns, Name: fmt.Sprintf("slv%d", i), Kind: kernel.Veth}] = kernel.LinkSpec{
+			Alias: "sluice e", MTU: mtu(t), Master: "br0", Peer: fmt.Sprintf("slc%d", i), PeerMAC: mac(t),
+		}
+	}
+	if !rapid.Bool().Draw(t, "balancer") {
+		return
+	}
+	s[kernel.BridgeTable{NS: ns}] = kernel.BridgeTableSpec{Router: mac(t), Uplink: "vxlan0"}
+	for _, a := range some(t, "10.0.0") {
+		s[kernel.Member{NS: ns, IP: a}] = kernel.MemberSpec{MAC: mac(t)}
+	}
+	for _, vip := range some(t, "10.0.2") {
+		n := rapid.IntRange(0, 3).Draw(t, "slots")
+		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n}
+		for i := range n {
+			m := mac(t)
+			s[kernel.Slot{NS: ns, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: m}
+			s[kernel.Alive{NS: ns, VIP: vip, MAC: m}] = kernel.AliveSpec{}
+			s[kernel.Other{NS: ns, VIP: vip, Client: addrs("10.0.0").Draw(t, "client")}] = kernel.OtherSpec{MAC: m}
+		}
+	}
+}
+
+func task(t *rapid.T, s kernel.State, sandbox string) {
+	s[kernel.TaskTable{Sandbox: sandbox}] = kernel.TaskTableSpec{}
+	for _, vip := range some(t, "10.0.2") {
+		s[kernel.TaskVIP{Sandbox: sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: addrs("10.0.0").Draw(t, "own"), Loop: rapid.Bool().Draw(t, "loop")}
+	}
+}
+
+func addrs(net string) *rapid.Generator[netip.Addr] {
+	return rapid.Map(rapid.IntRange(1, 4), func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("%s.%d", net, i)) })
+}
+
+func some(t *rapid.T, net string) []netip.Addr {
+	return rapid.SliceOfNDistinct(addrs(net), 0, 4, rapid.ID).Draw(t, net)
+}
+
+func mac(t *rapid.T) model.MAC { return model.MACFor(addrs("10.0.0").Draw(t, "mac")) }
+func mtu(t *rapid.T) int       { return rapid.SampledFrom([]int{1450, 8950}).Draw(t, "mtu") }
+func port(t *rapid.T) uint16   { return rapid.SampledFrom([]uint16{4789, 4799}).Draw(t, "port") }

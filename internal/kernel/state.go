@@ -1,0 +1,432 @@
+package kernel
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	"sluice/internal/model"
+)
+
+// State is a set of kernel objects. Both sides of an entry are comparable: two
+// states are equal if maps.Equal says so.
+type State map[Key]Value
+
+// Key names one kernel object. Its String says kind and place, and is unique on
+// a host: a task's namespace stands in it by the last element of its path, and
+// an engine keeps the namespaces of all its tasks in one directory.
+type Key interface {
+	fmt.Stringer
+	// Phase orders creation; objects of a later phase may refer to those of an earlier one.
+	Phase() Phase
+	// Netns is the network namespace the object lives in: its name, "task:" and
+	// its path for a task's, empty for the host's own.
+	Netns() string
+}
+
+// Value is what an object should be. Its String is the part behind the key in the text form.
+type Value interface{ fmt.Stringer }
+
+// Phase is a place in the order of creation; deletion runs backwards.
+type Phase int
+
+// The phases. Addresses come after links; the nftables objects of a namespace,
+// which are changed in one transaction with their deletions, after the
+// addresses they speak for; task namespaces last, because a backend counts as
+// prepared only when all else of it is done.
+const (
+	PhaseNetns Phase = iota
+	PhaseSysctl
+	PhaseBridge
+	PhaseVXLAN
+	PhaseVeth
+	PhaseAddr
+	PhaseNeigh
+	PhaseFilter
+	PhaseVIP
+	PhaseTask
+)
+
+// Netns is a named network namespace, pinned under /run/netns.
+type Netns struct{ Name string }
+
+// Sysctl is one key below /proc/sys in a namespace, with dots; a dot inside a
+// device name is written as a slash, as sysctl(8) does.
+type Sysctl struct{ NS, Name string }
+
+// Link is a network device by the name it has in its namespace.
+type Link struct {
+	NS, Name string
+	Kind     LinkKind
+}
+
+// LinkKind is the type of a device.
+type LinkKind string
+
+// The kinds of device that sluice makes.
+const (
+	Bridge LinkKind = "bridge"
+	VXLAN  LinkKind = "vxlan"
+	Veth   LinkKind = "veth"
+)
+
+// Addr is an IP address on a device. Prefix is the address with its length, not masked.
+type Addr struct {
+	NS, Dev string
+	Prefix  netip.Prefix
+}
+
+// Neigh is a permanent neighbour entry (ARP) on a device.
+type Neigh struct {
+	NS, Dev string
+	IP      netip.Addr
+}
+
+// FDB is a forwarding entry: on the VXLAN device, which VTEP has this MAC, and
+// on its bridge, that this MAC is behind the VXLAN device.
+type FDB struct {
+	NS, Dev string // Dev is the VXLAN device
+	MAC     model.MAC
+}
+
+// Filter is the host's chain for VXLAN packets: it accepts those from peers
+// (see FilterPeer) and drops all others to the port.
+type Filter struct{}
+
+// FilterPeer lets VXLAN packets of one peer in.
+type FilterPeer struct{ VTEP netip.Addr }
+
+// BridgeTable is the nftables table of a network's namespace that spreads the
+// connections to virtual IPs; the other VIP objects live in it.
+type BridgeTable struct{ NS string }
+
+// Member is an endpoint of this node in its network's namespace: it is not
+// given itself as backend while there is another.
+type Member struct {
+	NS string
+	IP netip.Addr
+}
+
+// VIP is a virtual IP in a network's namespace.
+type VIP struct {
+	NS string
+	IP netip.Addr
+}
+
+// Slot is one of the places that a VIP's scheduler picks from, 0 … Slots-1.
+type Slot struct {
+	NS   string
+	VIP  netip.Addr
+	Slot int
+}
+
+// Alive says that frames of established connections may still go to a backend:
+// every ready backend and every leaving one is alive.
+type Alive struct {
+	NS  string
+	VIP netip.Addr
+	MAC model.MAC
+}
+
+// Other is the backend that a member gets for its own VIP when the scheduler's
+// picks were itself.
+type Other struct {
+	NS     string
+	VIP    netip.Addr
+	Client netip.Addr
+}
+
+// TaskTable is the nftables table in a task's namespace. There is one for each
+// namespace, however many networks the task is on: Sandbox is the path of the
+// namespace, not an endpoint.
+type TaskTable struct{ Sandbox string }
+
+// TaskVIP is the translation of a VIP to the task's own address on the VIP's
+// network, in the task's namespace at path Sandbox.
+type TaskVIP struct {
+	Sandbox string
+	VIP     netip.Addr
+}
+
+// NetnsSpec is the value of Netns; there is nothing to choose.
+type NetnsSpec struct{}
+
+// SysctlSpec is the value of Sysctl.
+type SysctlSpec struct{ Value string }
+
+// LinkSpec is the value of Link. Fields that do not belong to the kind are zero.
+type LinkSpec struct {
+	Alias string // ifalias: "sluice <network id>" or "sluice <endpoint id>"; ownership and what it is for
+	MTU   int    // bytes
+	MAC   model.MAC
+
+	Master string // bridge it is a port of
+
+	// Quiet marks a bridge port that learns nothing, floods nothing (unknown,
+	// multicast, broadcast), and for which the bridge answers ARP from its own
+	// neighbour table: the VXLAN device.
+	Quiet bool
+
+	// VXLAN
+	VNI   model.VNI
+	Port  uint16     // UDP destination port
+	Local netip.Addr // source address, our VTEP
+
+	// Veth: the container's end
+	Peer    string // its name in the host's namespace; found empty once the engine has taken it
+	PeerMAC model.MAC
+	// Taken says that the pair must not be made anew: its other end is, or was,
+	// in a task. If it is missing, the endpoint is lost.
+	Taken bool
+}
+
+// AddrSpec is the value of Addr.
+type AddrSpec struct{}
+
+// NeighSpec is the value of Neigh.
+type NeighSpec struct{ MAC model.MAC }
+
+// FDBSpec is the value of FDB.
+type FDBSpec struct{ VTEP netip.Addr }
+
+// FilterSpec is the value of Filter.
+type FilterSpec struct{ Port uint16 }
+
+// FilterPeerSpec is the value of FilterPeer.
+type FilterPeerSpec struct{}
+
+// BridgeTableSpec is the value of BridgeTable.
+type BridgeTableSpec struct {
+	Router model.MAC // of the bridge itself: what is sent there is answered by the namespace's own stack
+	Uplink string    // the VXLAN device, empty on a local network: its frames were balanced by their sender
+}
+
+// MemberSpec is the value of Member.
+type MemberSpec struct{ MAC model.MAC }
+
+// VIPSpec is the value of VIP.
+type VIPSpec struct {
+	Scheduler string // rr, wrr: slots in turn; sh: slot by hash of the client's address
+	Slots     int    // number of slots; 0 refuses every connection
+}
+
+// SlotSpec is the value of Slot.
+type SlotSpec struct{ MAC model.MAC }
+
+// AliveSpec is the value of Alive.
+type AliveSpec struct{}
+
+// OtherSpec is the value of Other.
+type OtherSpec struct{ MAC model.MAC }
+
+// TaskTableSpec is the value of TaskTable; there is nothing to choose.
+type TaskTableSpec struct{}
+
+// TaskVIPSpec is the value of TaskVIP.
+type TaskVIPSpec struct {
+	Addr netip.Addr // the task's own on that network
+	// Loop also translates what the task itself sends to the VIP: it is the only backend.
+	Loop bool
+}
+
+// Phase implements Key.
+func (Netns) Phase() Phase  { return PhaseNetns }
+func (Sysctl) Phase() Phase { return PhaseSysctl }
+func (k Link) Phase() Phase {
+	switch k.Kind {
+	case Bridge:
+		return PhaseBridge
+	case VXLAN:
+		return PhaseVXLAN
+	}
+	return PhaseVeth
+}
+func (Addr) Phase() Phase        { return PhaseAddr }
+func (Neigh) Phase() Phase       { return PhaseNeigh }
+func (FDB) Phase() Phase         { return PhaseNeigh }
+func (Filter) Phase() Phase      { return PhaseFilter }
+func (FilterPeer) Phase() Phase  { return PhaseFilter }
+func (BridgeTable) Phase() Phase { return PhaseVIP }
+func (Member) Phase() Phase      { return PhaseVIP }
+func (VIP) Phase() Phase         { return PhaseVIP }
+func (Slot) Phase() Phase        { return PhaseVIP }
+func (Alive) Phase() Phase       { return PhaseVIP }
+func (Other) Phase() Phase       { return PhaseVIP }
+func (TaskTable) Phase() Phase   { return PhaseTask }
+func (TaskVIP) Phase() Phase     { return PhaseTask }
+
+// Netns implements Key. A named namespace is an object of the host.
+func (Netns) Netns() string         { return "" }
+func (k Sysctl) Netns() string      { return k.NS }
+func (k Link) Netns() string        { return k.NS }
+func (k Addr) Netns() string        { return k.NS }
+func (k Neigh) Netns() string       { return k.NS }
+func (k FDB) Netns() string         { return k.NS }
+func (Filter) Netns() string        { return "" }
+func (FilterPeer) Netns() string    { return "" }
+func (k BridgeTable) Netns() string { return k.NS }
+func (k Member) Netns() string      { return k.NS }
+func (k VIP) Netns() string         { return k.NS }
+func (k Slot) Netns() string        { return k.NS }
+func (k Alive) Netns() string       { return k.NS }
+func (k Other) Netns() string       { return k.NS }
+func (k TaskTable) Netns() string   { return "task:" + k.Sandbox }
+func (k TaskVIP) Netns() string     { return "task:" + k.Sandbox }
+
+func in(ns string) string {
+	if ns == "" {
+		return "host"
+	}
+	return ns
+}
+
+func (k Netns) String() string  { return "netns " + k.Name }
+func (k Sysctl) String() string { return "sysctl " + in(k.NS) + " " + k.Name }
+func (k Link) String() string   { return string(k.Kind) + " " + in(k.NS) + " " + k.Name }
+func (k Addr) String() string   { return "addr " + in(k.NS) + " " + k.Dev + " " + k.Prefix.String() }
+func (k Neigh) String() string  { return "neigh " + in(k.NS) + " " + k.Dev + " " + k.IP.String() }
+func (k FDB) String() string    { return "fdb " + in(k.NS) + " " + k.Dev + " " + k.MAC.String() }
+func (Filter) String() string   { return "filter host vxlan" }
+func (k FilterPeer) String() string {
+	return "filter host vxlan peer " + k.VTEP.String()
+}
+func (k BridgeTable) String() string { return "balancer " + in(k.NS) }
+func (k Member) String() string      { return "member " + in(k.NS) + " " + k.IP.String() }
+func (k VIP) String() string         { return "vip " + in(k.NS) + " " + k.IP.String() }
+func (k Slot) String() string {
+	return fmt.Sprintf("slot %s %s %d", in(k.NS), k.VIP, k.Slot)
+}
+func (k Alive) String() string {
+	return "alive " + in(k.NS) + " " + k.VIP.String() + " " + k.MAC.String()
+}
+func (k Other) String() string {
+	return "other " + in(k.NS) + " " + k.VIP.String() + " client " + k.Client.String()
+}
+func (k TaskTable) String() string { return "translate task " + path.Base(k.Sandbox) }
+func (k TaskVIP) String() string {
+	return "translate task " + path.Base(k.Sandbox) + " vip " + k.VIP.String()
+}
+
+func (NetnsSpec) String() string    { return "" }
+func (v SysctlSpec) String() string { return "= " + v.Value }
+func (v LinkSpec) String() string {
+	var b strings.Builder
+	field := func(name string, val any) { fmt.Fprintf(&b, " %s %v", name, val) }
+	if v.VNI != 0 {
+		field("vni", v.VNI)
+		field("port", v.Port)
+		field("local", v.Local)
+	}
+	if v.Master != "" {
+		field("master", v.Master)
+	}
+	if v.Quiet {
+		b.WriteString(" quiet")
+	}
+	if v.MTU != 0 {
+		field("mtu", v.MTU)
+	}
+	if !v.MAC.IsZero() {
+		field("mac", v.MAC)
+	}
+	if v.Peer != "" {
+		field("peer", v.Peer)
+		field("peer-mac", v.PeerMAC)
+	}
+	if v.Taken {
+		b.WriteString(" taken")
+	}
+	if v.Alias != "" {
+		fmt.Fprintf(&b, " alias %q", v.Alias)
+	}
+	return strings.TrimPrefix(b.String(), " ")
+}
+func (AddrSpec) String() string       { return "" }
+func (v NeighSpec) String() string    { return "lladdr " + v.MAC.String() }
+func (v FDBSpec) String() string      { return "dst " + v.VTEP.String() }
+func (v FilterSpec) String() string   { return fmt.Sprintf("port %d", v.Port) }
+func (FilterPeerSpec) String() string { return "" }
+func (v BridgeTableSpec) String() string {
+	if v.Uplink == "" {
+		return "router " + v.Router.String()
+	}
+	return "router " + v.Router.String() + " uplink " + v.Uplink
+}
+func (v MemberSpec) String() string  { return "mac " + v.MAC.String() }
+func (v VIPSpec) String() string     { return fmt.Sprintf("%s slots %d", v.Scheduler, v.Slots) }
+func (v SlotSpec) String() string    { return "-> " + v.MAC.String() }
+func (AliveSpec) String() string     { return "" }
+func (v OtherSpec) String() string   { return "-> " + v.MAC.String() }
+func (TaskTableSpec) String() string { return "" }
+func (v TaskVIPSpec) String() string {
+	if v.Loop {
+		return "to " + v.Addr.String() + " loop"
+	}
+	return "to " + v.Addr.String()
+}
+
+// Compare orders keys by namespace, phase and text; it is the order of Text.
+func Compare(a, b Key) int {
+	return cmp.Or(
+		cmp.Compare(a.Netns(), b.Netns()),
+		cmp.Compare(a.Phase(), b.Phase()),
+		naturalCompare(a.String(), b.String()),
+	)
+}
+
+// naturalCompare compares runs of digits by value, so that slot 10 follows slot
+// 9 and 10.0.0.10 follows 10.0.0.9.
+func naturalCompare(a, b string) int {
+	for a != "" && b != "" {
+		na, nb := digits(a), digits(b)
+		if na > 0 && nb > 0 {
+			da, db := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
+			if c := cmp.Or(cmp.Compare(len(da), len(db)), cmp.Compare(da, db), cmp.Compare(na, nb)); c != 0 {
+				return c
+			}
+			a, b = a[na:], b[nb:]
+			continue
+		}
+		if a[0] != b[0] {
+			return cmp.Compare(a[0], b[0])
+		}
+		a, b = a[1:], b[1:]
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+func digits(s string) int {
+	n := 0
+	for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+// Keys returns the keys in the order of Compare.
+func (s State) Keys() []Key {
+	keys := make([]Key, 0, len(s))
+	for k := range s {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, Compare)
+	return keys
+}
+
+// Text prints one object a line, in the order of Compare, ending in a newline.
+func (s State) Text() string {
+	var b strings.Builder
+	for _, k := range s.Keys() {
+		b.WriteString(Line(k, s[k]))
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Line is one object in the text form, without a newline.
+func Line(k Key, v Value) string {
+	return strings.TrimSuffix(k.String()+" "+v.String(), " ")
+}
