@@ -1,0 +1,204 @@
+package options
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sluice/internal/model"
+)
+
+// NetworkRequest is what the options of a network ask for.
+type NetworkRequest struct {
+	Options model.NetworkOptions // defaults filled in
+	VNI     model.VNI            // 0: to be allocated
+	MTU     int                  // of the overlay, in bytes; 0: from the underlay
+	Key     Key                  // the gossip key that travels with the network; empty: none
+	Refused string               // why the leader refused the network; empty: it did not
+}
+
+// Error is one option that cannot be taken.
+type Error struct {
+	Key     string
+	Value   string // empty if it is a secret
+	Problem string // what is wrong
+	Allowed string // what to write instead; may be empty
+}
+
+// Error is one line: key=value: problem; allowed: values.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Key)
+	if e.Value != "" {
+		b.WriteString("=" + strconv.Quote(e.Value))
+	}
+	b.WriteString(": " + e.Problem)
+	if e.Allowed != "" {
+		b.WriteString("; allowed: " + e.Allowed)
+	}
+	return b.String()
+}
+
+// Errors are all options of one map that cannot be taken, in the order of
+// their keys.
+type Errors []*Error
+
+// Error puts all on one line: `docker service ps` shows one line per task.
+func (es Errors) Error() string {
+	lines := make([]string, len(es))
+	for i, e := range es {
+		lines[i] = e.Error()
+	}
+	return strings.Join(lines, " | ")
+}
+
+// Unwrap lets errors.As find the single errors.
+func (es Errors) Unwrap() []error {
+	errs := make([]error, len(es))
+	for i, e := range es {
+		errs[i] = e
+	}
+	return errs
+}
+
+// Network reads the options of a network, as AllocateNetwork and the generic
+// part of CreateNetwork carry them. The error is an Errors with every option
+// that was refused; the request then holds what could be read.
+func Network(in map[string]string) (NetworkRequest, error) {
+	r := NetworkRequest{Options: model.NetworkOptions{
+		Datapath:  "auto",
+		Mode:      "dr",
+		Scheduler: "rr",
+	}}
+	errs := read(in, networkOptions, &r, foreignNetworkKey)
+	return r, errs.orNil()
+}
+
+// Service reads the options of an endpoint: the driver-opt of a service's or a
+// container's network. Keys without the prefix `sluice.` belong to the engine
+// and are passed over. The error is an Errors with every option that was
+// refused; the options then hold what could be read.
+func Service(in map[string]string) (model.ServiceOptions, error) {
+	var o model.ServiceOptions
+	errs := read(in, serviceOptions, &o, func(string) *Error { return nil })
+	return o, errs.orNil()
+}
+
+// Secret reports whether the value of key, in any case, must not be printed.
+func Secret(key string) bool {
+	return strings.EqualFold(strings.TrimSpace(key), SecretKey)
+}
+
+// Redact is a copy of in that may be printed.
+func Redact(in map[string]string) map[string]string {
+	out := maps.Clone(in)
+	for k := range out {
+		if Secret(k) {
+			out[k] = Redacted
+		}
+	}
+	return out
+}
+
+// read parses in by table into dst. foreign judges the keys that are neither in
+// the table nor ours; nil takes them.
+func read[T comparable](in map[string]string, table []option[T], dst *T, foreign func(key string) *Error) Errors {
+	var errs Errors
+	refuse := func(key, value, problem, allowed string) {
+		if Secret(key) {
+			value = ""
+		}
+		errs = append(errs, &Error{Key: key, Value: value, Problem: problem, Allowed: allowed})
+	}
+	given := make(map[string]string, len(in)) // the table's key → the spelling it came in
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		value := in[key]
+		folded := strings.ToLower(strings.TrimSpace(key))
+		i := slices.IndexFunc(table, func(o option[T]) bool { return o.Key == folded || o.alias == folded && o.alias != "" })
+		switch {
+		case i < 0 && strings.HasPrefix(folded, prefix):
+			refuse(key, value, unknown(folded), keyList(table))
+			continue
+		case i < 0:
+			if e := foreign(folded); e != nil {
+				refuse(key, value, e.Problem, e.Allowed)
+			}
+			continue
+		}
+		o := table[i]
+		text := value
+		if !o.Internal {
+			var err error
+			if text, err = unescape(value); err != nil {
+				refuse(key, value, err.Error(), o.Allowed)
+				continue
+			}
+		}
+		next := *dst
+		if err := o.set(&next, text); err != nil {
+			refuse(key, value, err.Error(), o.Allowed)
+			continue
+		}
+		if first, twice := given[o.Key]; twice && next != *dst {
+			refuse(key, value, fmt.Sprintf("contradicts %s, which is the same option; give one of them", first), "")
+			continue
+		}
+		given[o.Key] = key
+		*dst = next
+	}
+	return errs
+}
+
+// unknown says what is wrong with a `sluice.` key that the table does not have.
+func unknown(key string) string {
+	is := func(o Option) bool { return o.Key == key }
+	switch {
+	case slices.ContainsFunc(NetworkTable(), is):
+		return "is an option of a network (docker network create -o KEY=VALUE), not of a service"
+	case slices.ContainsFunc(ServiceTable(), is):
+		return "is an option of a service (docker service create --network name=NET,driver-opt=KEY=VALUE), not of a network"
+	}
+	return "unknown option"
+}
+
+// foreignNetworkKey judges a network option that is not sluice's.
+func foreignNetworkKey(key string) *Error {
+	keys := keyList(networkOptions)
+	switch key {
+	case "com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6", "com.docker.network.internal":
+		// The engine says these beside the driver's options too, where they are read.
+		return nil
+	case "com.docker.network.advertise_addr_nmsgs", "com.docker.network.advertise_addr_ms":
+		// Served by the engine for every driver (28.x): how often, and how fast,
+		// it announces a container's address.
+		return nil
+	case "com.docker.network.driver.overlay.vxlanid_list":
+		return &Error{Problem: "is an option of Docker's overlay driver; a sluice network has one VNI, given with " + VNI, Allowed: keys}
+	case "encrypted":
+		return &Error{Problem: "is an option of Docker's overlay driver; this version of sluice does not encrypt the traffic of containers", Allowed: keys}
+	}
+	if strings.HasPrefix(key, "com.docker.network.") {
+		return &Error{Problem: "is an option of the engine's own drivers that sluice does not have", Allowed: keys}
+	}
+	return &Error{Problem: "unknown option", Allowed: keys}
+}
+
+// keyList is the keys that people may set.
+func keyList[T any](table []option[T]) string {
+	var keys []string
+	for _, o := range table {
+		if !o.Internal {
+			keys = append(keys, o.Key)
+		}
+	}
+	return strings.Join(keys, ", ")
+}
+
+func (es Errors) orNil() error {
+	if len(es) == 0 {
+		return nil
+	}
+	return es
+}

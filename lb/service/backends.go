@@ -1,0 +1,169 @@
+package service
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"sluice/internal/model"
+)
+
+// Schedulers that the nft datapath can express, by their LVS names
+// (ipvsadm(8)): round robin, weighted round robin, source hashing.
+const (
+	RR  = "rr"
+	WRR = "wrr"
+	SH  = "sh"
+)
+
+// maxWeight bounds the number of slots; it is the largest weight that an option can have.
+const maxWeight = 255
+
+// Backend is a task's endpoint in the role of a service's backend.
+type Backend struct {
+	Endpoint model.EndpointID
+	Node     model.NodeID // empty: this node
+	Task     model.TaskID
+	Addr     netip.Addr
+	MAC      model.MAC
+	Weight   int  // 1..255
+	Ready    bool // takes new connections
+	Local    bool // on this node
+	// Why is the reason for not being Ready, for people; empty if it is.
+	Why string
+}
+
+// Virtual is a service on one network: its VIP and backends.
+type Virtual struct {
+	Service   model.ServiceID
+	Name      string
+	Network   model.NetworkID
+	VIP       netip.Addr // invalid: endpoint mode dnsrr, nothing to balance
+	Scheduler string
+	Mode      string
+	Backends  []Backend // sorted by address
+}
+
+// Ready returns the backends that take new connections, for reading only: if
+// that is all of them, which is the rule, it is the same slice.
+func (v Virtual) Ready() []Backend {
+	unready := func(b Backend) bool { return !b.Ready }
+	if !slices.ContainsFunc(v.Backends, unready) {
+		return v.Backends
+	}
+	return slices.DeleteFunc(slices.Clone(v.Backends), unready)
+}
+
+// Virtuals lists every service that has a VIP or a backend on one of the view's
+// networks, sorted by network, name and id.
+//
+// A manager's record of a service decides its name, VIP and options. Where no
+// manager has told of it, the VIP that its tasks' own nodes read from their
+// engines is used, and the options of its smallest ready endpoint id.
+func Virtuals(v model.View) []Virtual {
+	out := virtuals(v, members(v))
+	slices.SortFunc(out, func(a, b Virtual) int {
+		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Service, b.Service))
+	})
+	return out
+}
+
+// virtuals is Virtuals in no order. It links the members of each place.
+func virtuals(v model.View, all []member) []Virtual {
+	out := make([]Virtual, 0, len(v.Services))
+	first := make([]*member, 0, len(v.Services)) // of the members of out's, by index
+	found := make(map[place]int, len(v.Services))
+	at := func(p place) int {
+		i, known := found[p]
+		if !known {
+			i = len(out)
+			found[p] = i
+			out, first = append(out, blank(v, p)), append(first, nil)
+		}
+		return i
+	}
+	for id, s := range v.Services {
+		for net, vip := range s.VIPs {
+			if _, here := v.Networks[net]; here {
+				out[at(place{id, net})].VIP = vip
+			}
+		}
+	}
+	for i := range all {
+		if m := &all[i]; m.place.service != "" {
+			x := at(m.place)
+			m.next, first[x] = first[x], m
+		}
+	}
+	var ms []*member // of one service, reused
+	for i := range out {
+		ms = ms[:0]
+		for m := first[i]; m != nil; m = m.next {
+			ms = append(ms, m)
+		}
+		out[i].Backends = backends(v, &out[i], ms)
+	}
+	return out
+}
+
+// blank is a service of which no member has been looked at.
+func blank(v model.View, p place) Virtual {
+	n := v.Networks[p.network].Options
+	s := v.Services[p.service]
+	opts := s.Options[p.network]
+	return Virtual{
+		Service: p.service, Name: s.Name, Network: p.network,
+		Scheduler: cmp.Or(opts.Scheduler, n.Scheduler), Mode: cmp.Or(opts.Mode, n.Mode),
+	}
+}
+
+// backends makes the backends of a service, after filling in from its members
+// what no manager has told of it. It sorts ms.
+func backends(v model.View, x *Virtual, ms []*member) []Backend {
+	if len(ms) == 0 {
+		return nil
+	}
+	slices.SortFunc(ms, func(a, b *member) int {
+		if c := a.Addr.Compare(b.Addr); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Endpoint, b.Endpoint)
+	})
+	s, told := v.Services[x.Service]
+	opts := s.Options[x.Network]
+	if !told {
+		opts = hearsay(v, x, ms)
+	}
+	out := make([]Backend, len(ms))
+	for i, m := range ms {
+		b := &out[i]
+		*b = m.Backend
+		// Bounded here too: the number is another node's, and slots are made of it.
+		b.Weight = min(max(1, cmp.Or(opts.Weight, m.Weight)), maxWeight)
+		b.Why = m.unready(x.VIP)
+		b.Ready = b.Why == ""
+	}
+	return out
+}
+
+// hearsay fills in name, VIP and scheduling of a service that no manager has
+// told of, from its tasks, and returns the options that hold for it.
+func hearsay(v model.View, x *Virtual, ms []*member) model.ServiceOptions {
+	var from *member
+	for _, m := range ms {
+		t, _ := m.told(v)
+		x.Name = cmp.Or(x.Name, t.ServiceName)
+		if !x.VIP.IsValid() {
+			x.VIP = t.VIP
+		}
+		if m.running && (from == nil || m.Endpoint < from.Endpoint) {
+			from = m
+		}
+	}
+	if from == nil {
+		return model.ServiceOptions{}
+	}
+	_, opts := from.told(v)
+	x.Scheduler, x.Mode = cmp.Or(opts.Scheduler, x.Scheduler), cmp.Or(opts.Mode, x.Mode)
+	return opts
+}

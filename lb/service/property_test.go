@@ -1,0 +1,212 @@
+package service_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"sluice/driver/overlay"
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/lb/service"
+)
+
+// worlds draws views in which services, VIPs and addresses meet often.
+func worlds() *rapid.Generator[model.View] {
+	return rapid.Custom(func(t *rapid.T) model.View {
+		w := newWorld()
+		if rapid.Bool().Draw(t, "second network") {
+			w.network(net2, "10.255.0.0/20", "10.255.0.1")
+		}
+		network := rapid.SampledFrom([]model.NetworkID{net1, net2})
+		vip := rapid.SampledFrom([]netip.Addr{webVIP, dbVIP, {}})
+		ip := rapid.Map(rapid.IntRange(2, 6), func(i int) netip.Addr { return addr(fmt.Sprintf("10.255.0.%d", i)) })
+		options := rapid.Custom(func(t *rapid.T) model.ServiceOptions {
+			return model.ServiceOptions{
+				Scheduler: rapid.SampledFrom([]string{"", "rr", "wrr", "sh"}).Draw(t, "scheduler"),
+				Weight:    rapid.SampledFrom([]int{0, 1, 2, 3, 255, -7, 1 << 20}).Draw(t, "weight"),
+			}
+		})
+		for _, id := range []model.ServiceID{web, db, "third"} {
+			if v := vip.Draw(t, "vip"); rapid.Bool().Draw(t, "told") {
+				s := w.told(id, nil)
+				if n := network.Draw(t, "network"); v.IsValid() {
+					s.VIPs = vipOn(n, v)
+				}
+				s.Options = map[model.NetworkID]model.ServiceOptions{net1: options.Draw(t, "options")}
+				w.Services[id] = s
+			}
+		}
+		for i := range rapid.IntRange(0, 8).Draw(t, "endpoints") {
+			id := model.EndpointID(fmt.Sprintf("endpoint%04d", i))
+			at := ip.Draw(t, "ip")
+			mac := model.MACFor(at)
+			if rapid.IntRange(0, 9).Draw(t, "mac") == 0 {
+				mac = model.MAC{2, 0, 0, 0, 0, byte(i)}
+			}
+			task := model.Task{
+				ID: model.TaskID("task-" + id), Service: rapid.SampledFrom([]model.ServiceID{web, db, "third", ""}).Draw(t, "service"),
+				VIP: vip.Draw(t, "its vip"), Ready: rapid.IntRange(0, 3).Draw(t, "ready") > 0, Leaving: rapid.IntRange(0, 3).Draw(t, "leaving") == 0,
+			}
+			task.ServiceName = string(task.Service)
+			prepared := vip.Draw(t, "prepared")
+			if rapid.Bool().Draw(t, "here") {
+				w.Endpoints[id] = model.Endpoint{
+					ID: id, Network: network.Draw(t, "network"), Addr: at, MAC: mac, Phase: model.Phase(rapid.IntRange(0, 2).Draw(t, "phase")),
+					Sandbox: rapid.SampledFrom([]string{"", "/run/x"}).Draw(t, "sandbox"), Options: options.Draw(t, "options"), Task: task, Prepared: prepared,
+				}
+				continue
+			}
+			w.Remotes[id] = model.Remote{
+				ID: id, Network: network.Draw(t, "network"), Node: "node2", VTEP: addr(rapid.SampledFrom([]string{"192.168.0.1", "192.168.0.2"}).Draw(t, "vtep")),
+				Addr: at, MAC: mac, Options: options.Draw(t, "options"), Task: task, Prepared: prepared,
+			}
+		}
+		return w.View
+	})
+}
+
+func TestBalancersAreWhole(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := worlds().Draw(t, "view")
+		s := planned(v)
+		for range 4 { // maps are walked in another order each time
+			if d := cmp.Diff(s.Text(), planned(v).Text()); d != "" {
+				t.Fatalf("two plans of one view differ:\n%s", d)
+			}
+		}
+		slots := map[kernel.VIP]int{}
+		for k, val := range s {
+			switch k := k.(type) {
+			case kernel.Slot:
+				at := kernel.VIP{NS: k.NS, IP: k.VIP}
+				spec, ok := s[at].(kernel.VIPSpec)
+				if !ok || k.Slot < 0 || k.Slot >= spec.Slots {
+					t.Fatalf("%s: there is no such place in %v", kernel.Line(k, val), s[at])
+				}
+				slots[at]++
+				mac := val.(kernel.SlotSpec).MAC
+				if _, ok := s[kernel.Alive{NS: k.NS, VIP: k.VIP, MAC: mac}]; !ok {
+					t.Fatalf("%s: its second packet would be dropped", kernel.Line(k, val))
+				}
+				if !slices.ContainsFunc(service.Virtuals(v), func(x service.Virtual) bool { return x.VIP == k.VIP && serves(v, x, mac) }) {
+					t.Fatalf("%s: no backend that is ready and prepared has this MAC", kernel.Line(k, val))
+				}
+			case kernel.Other:
+				if own := clientMAC(v, k); own == val.(kernel.OtherSpec).MAC {
+					t.Fatalf("%s: it is its own other", kernel.Line(k, val))
+				}
+				if _, ok := s[kernel.Member{NS: k.NS, IP: k.Client}]; !ok && joined(v, k.NS, k.Client) {
+					t.Fatalf("%s: it is no member", kernel.Line(k, val))
+				}
+			case kernel.TaskVIP:
+				if _, ok := s[kernel.TaskTable{Sandbox: k.Sandbox}]; !ok {
+					t.Fatalf("%s: there is no table for it", kernel.Line(k, val))
+				}
+			case kernel.VIP:
+				if _, ok := s[kernel.Addr{NS: k.NS, Dev: overlay.BridgeName, Prefix: netip.PrefixFrom(k.IP, 32)}]; !ok {
+					t.Fatalf("%s: nobody answers ARP for it", kernel.Line(k, val))
+				}
+			}
+		}
+		for k, val := range s {
+			if at, ok := k.(kernel.VIP); ok && slots[at] != val.(kernel.VIPSpec).Slots {
+				t.Fatalf("%s: it has %d", kernel.Line(k, val), slots[at])
+			}
+		}
+	})
+}
+
+// serves reports, from the view alone, whether a MAC is a backend's that may
+// get connections to the VIP of x.
+func serves(v model.View, x service.Virtual, mac model.MAC) bool {
+	good := func(n model.NetworkID, m model.MAC, t model.Task, prepared netip.Addr) bool {
+		return n == x.Network && m == mac && t.Service == x.Service && t.Ready && !t.Leaving && prepared == x.VIP
+	}
+	for _, e := range v.Endpoints {
+		if good(e.Network, e.MAC, e.Task, e.Prepared) {
+			return true
+		}
+	}
+	for _, r := range v.Remotes {
+		if good(r.Network, r.MAC, r.Task, r.Prepared) {
+			return true
+		}
+	}
+	return false
+}
+
+// clientMAC is the MAC of the ready backend of this node that an Other is for.
+func clientMAC(v model.View, k kernel.Other) model.MAC {
+	for _, x := range service.Virtuals(v) {
+		for _, b := range x.Ready() {
+			if b.Local && overlay.NetnsName(v.Networks[x.Network]) == k.NS && x.VIP == k.VIP && b.Addr == k.Client {
+				return b.MAC
+			}
+		}
+	}
+	return model.MAC{}
+}
+
+func joined(v model.View, ns string, ip netip.Addr) bool {
+	found := false
+	for _, e := range v.Endpoints {
+		if n, ok := v.Networks[e.Network]; ok && overlay.NetnsName(n) == ns && e.Addr == ip {
+			if e.Phase == model.Created {
+				return false // perhaps the one that has the address, of two
+			}
+			found = true
+		}
+	}
+	return found
+}
+
+func TestSlotsGiveEachBackendItsShare(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		weights := rapid.SliceOfN(rapid.IntRange(1, 12), 0, 6).Draw(t, "weights")
+		backends := make([]service.Backend, len(weights))
+		for i, w := range weights {
+			backends[i].Weight = w
+		}
+		slots := service.Slots(service.WRR, backends)
+		share := make([]int, len(weights))
+		for _, b := range slots {
+			share[b]++
+		}
+		for i := range weights {
+			// share[i] / weights[i] is the same for all.
+			if share[i] == 0 || share[i]*weights[0] != share[0]*weights[i] {
+				t.Fatalf("weights %v got %v places", weights, share)
+			}
+		}
+	})
+}
+
+func TestSlots(t *testing.T) {
+	for _, c := range []struct {
+		scheduler string
+		weights   []int
+		want      []int
+	}{
+		{service.RR, nil, nil},
+		{service.RR, []int{5, 1}, []int{0, 1}},
+		{service.SH, []int{5, 1}, []int{0, 1}},
+		{service.WRR, []int{7, 7, 7}, []int{0, 1, 2}},
+		{service.WRR, []int{5, 1, 1}, []int{0, 0, 1, 0, 2, 0, 0}}, // nginx's own example
+		{service.WRR, []int{200, 100}, []int{0, 1, 0}},
+	} {
+		t.Run(fmt.Sprint(c.scheduler, c.weights), func(t *testing.T) {
+			backends := make([]service.Backend, len(c.weights))
+			for i, w := range c.weights {
+				backends[i].Weight = w
+			}
+			if got := service.Slots(c.scheduler, backends); !slices.Equal(got, c.want) {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
+	}
+}
