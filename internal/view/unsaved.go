@@ -1,0 +1,61 @@
+package view
+
+import (
+	"context"
+
+	"sluice/internal/model"
+)
+
+// An intent that cannot be recorded is refused, and memory stays as it is. A
+// fact that somebody tells cannot be refused: memory has it at once, and what
+// the journal could not take is kept here until it can.
+
+// unsaved are the records in which the journal is behind, as they should be.
+type unsaved map[model.RecordKey]debt
+
+type debt struct {
+	value []byte
+	gone  bool
+}
+
+// commitLocked makes an intent durable. It leaves what is unsaved alone, so that
+// an intent fails for reasons of its own only.
+func (h *Hub) commitLocked(ctx context.Context, puts []model.Record, deletes []model.RecordKey) error {
+	if err := h.cfg.Journal.Commit(ctx, puts, deletes); err != nil {
+		return err
+	}
+	for _, r := range puts { // newer than what was to be written
+		delete(h.unsaved, model.RecordKey{Kind: r.Kind, Key: r.Key})
+	}
+	for _, k := range deletes {
+		delete(h.unsaved, k)
+	}
+	return nil
+}
+
+// keepLocked makes facts durable, and with them those that it could not before.
+// An error says that the journal is behind; the next call tries again.
+func (h *Hub) keepLocked(ctx context.Context, puts []model.Record, deletes []model.RecordKey) error {
+	for _, k := range deletes {
+		h.unsaved[k] = debt{gone: true}
+	}
+	for _, r := range puts {
+		h.unsaved[model.RecordKey{Kind: r.Kind, Key: r.Key}] = debt{value: r.Value}
+	}
+	if len(h.unsaved) == 0 {
+		return nil
+	}
+	puts, deletes = nil, nil
+	for k, x := range h.unsaved {
+		if x.gone {
+			deletes = append(deletes, k)
+		} else {
+			puts = append(puts, model.Record{Kind: k.Kind, Key: k.Key, Value: x.value})
+		}
+	}
+	if err := h.cfg.Journal.Commit(ctx, puts, deletes); err != nil {
+		return err
+	}
+	clear(h.unsaved)
+	return nil
+}
