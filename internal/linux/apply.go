@@ -1,0 +1,228 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"sluice/internal/kernel"
+)
+
+// Apply does ops in the order given and returns one result for each; nil is done.
+// Every op stands by itself: one that fails does not keep the next from being
+// tried. Neighbouring ops on the filter are done together, so are the nftables
+// ops of one namespace and those of one task, each in one transaction, and the
+// deletions of devices in one namespace: they share their result. When ctx ends,
+// what is left has its error.
+func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.host.devices)
+	for _, s := range k.spaces {
+		clear(s.devices)
+	}
+	errs := make([]error, len(ops))
+	for i := 0; i < len(ops); {
+		n, phase := 1, ops[i].Key.Phase()
+		for i+n < len(ops) && together(ops[i], ops[i+n]) {
+			n++
+		}
+		run, out := ops[i:i+n], errs[i:i+n]
+		i += n
+		err := ctx.Err()
+		if err == nil && k.closed {
+			err = fs.ErrClosed
+		}
+		switch {
+		case err != nil:
+			fill(out, err)
+		case phase == kernel.PhaseFilter:
+			k.applyFilter(run, out)
+		case phase == kernel.PhaseVIP || phase == kernel.PhaseTask:
+			k.applyTables(run, out)
+		case isLinkDelete(run[0]):
+			fill(out, k.deleteLinks(run))
+		default:
+			out[0] = k.applyOne(run[0])
+		}
+		for j, err := range out {
+			if err != nil {
+				out[j] = fmt.Errorf("%s %s: %w", verb(run[j]), run[j].Key, err)
+			}
+		}
+	}
+	return errs
+}
+
+// together reports whether b, which follows a, is done in one go with it.
+func together(a, b kernel.Op) bool {
+	switch phase := a.Key.Phase(); phase {
+	case kernel.PhaseFilter, kernel.PhaseVIP, kernel.PhaseTask:
+		return b.Key.Phase() == phase
+	}
+	return isLinkDelete(a) && isLinkDelete(b) && a.Key.Netns() == b.Key.Netns()
+}
+
+func isLinkDelete(o kernel.Op) bool {
+	_, ok := o.Key.(kernel.Link)
+	return ok && o.Want == nil
+}
+
+func fill(out []error, err error) {
+	for i := range out {
+		out[i] = err
+	}
+}
+
+func verb(o kernel.Op) string {
+	switch {
+	case o.Want == nil:
+		return "delete"
+	case o.Have == nil:
+		return "create"
+	}
+	return "change"
+}
+
+// applyOne does an op that is not part of a transaction.
+func (k *Kernel) applyOne(o kernel.Op) error {
+	if key, ok := o.Key.(kernel.Netns); ok {
+		return k.applyNetns(key, o.Want)
+	}
+	s, err := k.spaceLocked(o.Key.Netns())
+	if errors.Is(err, kernel.ErrNotExist) && o.Want == nil {
+		return nil // the namespace went, and what was in it
+	}
+	if err != nil {
+		return err
+	}
+	switch key := o.Key.(type) {
+	case kernel.Sysctl:
+		err = k.applySysctl(s, key, o.Want)
+	case kernel.Link:
+		err = k.applyLink(s, key, o.Want)
+	case kernel.Addr:
+		err = s.applyAddr(key, o.Want)
+	case kernel.Neigh:
+		err = s.applyNeigh(key, o.Want)
+	case kernel.FDB:
+		err = s.applyFDB(key, o.Want)
+	default:
+		err = fmt.Errorf("objects of type %T are unknown here", key)
+	}
+	if err != nil {
+		return fmt.Errorf("%w%s", err, hint(err))
+	}
+	return nil
+}
+
+// applyNetns makes or deletes a namespace. Its devices go first: the kernel
+// destroys the devices of a namespace some time after the last user has left, and
+// until then refuses their VNI to others and keeps the containers' ends.
+func (k *Kernel) applyNetns(key kernel.Netns, want kernel.Value) error {
+	if !k.owns(key.Name) {
+		return fmt.Errorf("want a plain name that starts with %q", k.cfg.NetnsPrefix)
+	}
+	if want != nil {
+		return k.pin(key.Name)
+	}
+	s, err := k.spaceLocked(key.Name)
+	if err == nil {
+		err = s.deleteOurs(func(device) bool { return true })
+	}
+	if err != nil && !errors.Is(err, kernel.ErrNotExist) {
+		return err
+	}
+	k.dropLocked(key.Name) // our own descriptors would keep it alive
+	return k.unpin(key.Name)
+}
+
+// deleteLinks deletes devices of one namespace. What is not ours is not there for us.
+func (k *Kernel) deleteLinks(ops []kernel.Op) error {
+	s, err := k.spaceLocked(ops[0].Key.Netns())
+	if errors.Is(err, kernel.ErrNotExist) {
+		return nil // the namespace went, and what was in it
+	}
+	if err != nil {
+		return err
+	}
+	want := make(map[kernel.Link]bool, len(ops))
+	for _, o := range ops {
+		want[o.Key.(kernel.Link)] = true
+	}
+	err = s.deleteOurs(func(d device) bool {
+		return want[kernel.Link{NS: s.name, Name: d.name, Kind: kernel.LinkKind(d.kind)}]
+	})
+	if err != nil {
+		return fmt.Errorf("%w%s", err, hint(err))
+	}
+	return nil
+}
+
+// applySysctl sets a key and remembers it as ours, or forgets it.
+func (k *Kernel) applySysctl(s *space, key kernel.Sysctl, want kernel.Value) error {
+	if want == nil {
+		delete(s.sysctl, key.Name)
+		return nil
+	}
+	err := k.within(s, func() error { return writeSysctl(key.Name, want.(kernel.SysctlSpec).Value) })
+	if err == nil {
+		s.sysctl[key.Name] = true
+	}
+	return err
+}
+
+// applyTables hands neighbouring nftables ops on, one transaction for each namespace.
+func (k *Kernel) applyTables(ops []kernel.Op, errs []error) {
+	if k.cfg.Tables == nil {
+		fill(errs, fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported))
+		return
+	}
+	done := map[string]bool{}
+	for i := range ops {
+		ns := ops[i].Key.Netns()
+		if done[ns] {
+			continue
+		}
+		done[ns] = true
+		var batch []kernel.Op
+		for _, o := range ops[i:] {
+			if o.Key.Netns() == ns {
+				batch = append(batch, o)
+			}
+		}
+		err := k.applyBatch(ns, batch)
+		for j := i; j < len(ops); j++ {
+			if ops[j].Key.Netns() != ns {
+				continue
+			}
+			errs[j] = err
+			if errors.Is(err, kernel.ErrNotExist) && ops[j].Want == nil {
+				errs[j] = nil // what it was in has gone
+			}
+		}
+	}
+}
+
+func (k *Kernel) applyBatch(ns string, ops []kernel.Op) error {
+	if path, ok := sandboxOf(ops[0].Key); ok {
+		return withTask(path, func(fd int) error { return k.cfg.Tables.ApplyTask(fd, path, ops) })
+	}
+	s, err := k.spaceLocked(ns)
+	if err != nil {
+		return err
+	}
+	return k.cfg.Tables.ApplyBridge(s.fd(), ns, ops)
+}
+
+// sandboxOf is the path of the task's namespace that the object is in.
+func sandboxOf(key kernel.Key) (string, bool) {
+	switch key := key.(type) {
+	case kernel.TaskTable:
+		return key.Sandbox, true
+	case kernel.TaskVIP:
+		return key.Sandbox, true
+	}
+	return "", false
+}

@@ -1,0 +1,541 @@
+package nft_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+	"sluice/internal/linux/nft"
+	"sluice/internal/model"
+	"sluice/internal/netnstest"
+)
+
+// The lab is a network on two hosts, each a namespace with a bridge and a VXLAN
+// device, and tasks in namespaces of their own:
+//
+//	a b c ─veth─▶ br0 ─▶ vxlan0 ═▶ vxlan0 ◀─ br0 ◀─veth─ d
+//	└──────── one ────────────┘     └─────── two ─────────┘
+type lab struct {
+	t     testing.TB
+	one   *host
+	two   *host
+	tasks map[string]*task
+}
+
+type host struct {
+	name string
+	fd   int
+	h    *netlink.Handle
+	have kernel.State // what the last apply made
+}
+
+type task struct {
+	name string
+	on   *host
+	fd   int
+	h    *netlink.Handle
+	ip   netip.Addr
+	mac  model.MAC
+	have kernel.State
+}
+
+const (
+	routerMAC = "02:42:0a:ff:00:01"
+	uplink    = "vxlan0"
+	mtu       = 1450 // 1500 without VXLAN's 50
+)
+
+// patience is how long a test waits for an answer that must come.
+const patience = 5 * time.Second
+
+// newNetns makes a network namespace, gone when the test ends.
+func newNetns(t testing.TB) int {
+	t.Helper()
+	netnstest.Need(t, netnstest.Root)
+	return netnstest.New(t).FD()
+}
+
+// try runs f on a thread inside a namespace.
+func try(fd int, f func() error) error {
+	ch := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := netns.Set(netns.NsHandle(fd)); err != nil {
+			ch <- err
+			return
+		}
+		ch <- f()
+	}()
+	return <-ch
+}
+
+func do(t testing.TB, fd int, f func() error) {
+	t.Helper()
+	if err := try(fd, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newHost(t testing.TB, name string) *host {
+	h := &host{name: "sluice-" + name, fd: newNetns(t), have: kernel.State{}}
+	var err error
+	h.h, err = netlink.NewHandleAt(netns.NsHandle(h.fd))
+	must(t, err)
+	t.Cleanup(h.h.Close)
+	mac, _ := net.ParseMAC(routerMAC)
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: mtu, HardwareAddr: mac}}
+	must(t, h.h.LinkAdd(br))
+	must(t, h.h.LinkSetUp(br))
+	addr, _ := netlink.ParseAddr("10.255.0.1/20")
+	must(t, h.h.AddrAdd(br, addr))
+	do(t, h.fd, func() error {
+		for _, key := range []string{"ipv4/icmp_ratelimit", "ipv4/conf/all/rp_filter", "ipv4/conf/br0/rp_filter", "ipv4/conf/br0/send_redirects"} {
+			if err := os.WriteFile("/proc/sys/net/"+key, []byte("0"), 0); err != nil {
+				return err
+			}
+		}
+		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0)
+		if errors.Is(err, os.ErrNotExist) { // br_netfilter is not loaded
+			return nil
+		}
+		return err
+	})
+	return h
+}
+
+// newLab makes the network with tasks a, b, c on one host and d on the other.
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN)
+	l := &lab{t: t, one: newHost(t, "one"), two: newHost(t, "two"), tasks: map[string]*task{}}
+	// The wire between the hosts.
+	must(t, l.one.h.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "wire", MTU: 1500}, PeerName: "wire", PeerNamespace: netlink.NsFd(l.two.fd),
+	}))
+	for _, h := range []*host{l.one, l.two} {
+		ip := "192.0.2.1"
+		if h == l.two {
+			ip = "192.0.2.2"
+		}
+		wire, err := h.h.LinkByName("wire")
+		must(t, err)
+		addr, _ := netlink.ParseAddr(ip + "/24")
+		must(t, h.h.AddrAdd(wire, addr))
+		must(t, h.h.LinkSetUp(wire))
+		br, err := h.h.LinkByName("br0")
+		must(t, err)
+		vx := &netlink.Vxlan{
+			LinkAttrs: netlink.LinkAttrs{Name: uplink, MTU: mtu, MasterIndex: br.Attrs().Index},
+			VxlanId:   4097, Port: 4799, SrcAddr: net.ParseIP(ip), Learning: false,
+		}
+		must(t, h.h.LinkAdd(vx))
+		must(t, h.h.LinkSetLearning(vx, false))
+		must(t, h.h.LinkSetUp(vx))
+	}
+	for i, name := range []string{"a", "b", "c", "d"} {
+		on := l.one
+		if name == "d" {
+			on = l.two
+		}
+		l.addTask(name, on, i+2)
+	}
+	return l
+}
+
+// addTask attaches a namespace with address 10.255.0.n.
+func (l *lab) addTask(name string, on *host, n int) *task {
+	t := l.t
+	k := newTask(t, name, on, netip.AddrFrom4([4]byte{10, 255, 0, byte(n)}))
+	k.join(t, "eth0")
+	// Remote tasks are known statically, as the control plane makes them.
+	for _, o := range l.tasks {
+		if o.on != on {
+			l.introduce(k, o)
+			l.introduce(o, k)
+		}
+	}
+	l.tasks[name] = k
+	return k
+}
+
+// newTask makes a namespace that is on no network yet.
+func newTask(t testing.TB, name string, on *host, ip netip.Addr) *task {
+	k := &task{name: name, on: on, fd: newNetns(t), ip: ip, mac: model.MACFor(ip), have: kernel.State{}}
+	var err error
+	k.h, err = netlink.NewHandleAt(netns.NsHandle(k.fd))
+	must(t, err)
+	t.Cleanup(k.h.Close)
+	return k
+}
+
+// join attaches a task to its host's bridge by device dev, with its address.
+func (k *task) join(t testing.TB, dev string) {
+	t.Helper()
+	on := k.on
+	br, err := on.h.LinkByName("br0")
+	must(t, err)
+	must(t, on.h.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "veth-" + k.name, MTU: mtu, MasterIndex: br.Attrs().Index},
+		PeerName:  dev, PeerMTU: mtu, PeerHardwareAddr: k.mac[:], PeerNamespace: netlink.NsFd(k.fd),
+	}))
+	port, err := on.h.LinkByName("veth-" + k.name)
+	must(t, err)
+	must(t, on.h.LinkSetUp(port))
+	eth, err := k.h.LinkByName(dev)
+	must(t, err)
+	addr, _ := netlink.ParseAddr(k.ip.String() + "/20")
+	must(t, k.h.AddrAdd(eth, addr))
+	must(t, k.h.LinkSetUp(eth))
+}
+
+// introduce makes a remote task reachable.
+func (l *lab) introduce(k, remote *task) {
+	t := l.t
+	eth, err := k.h.LinkByName("eth0")
+	must(t, err)
+	must(t, k.h.NeighSet(&netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: remote.ip.AsSlice(), HardwareAddr: remote.mac[:], State: netlink.NUD_PERMANENT}))
+	vx, err := k.on.h.LinkByName(uplink)
+	must(t, err)
+	vtep := net.ParseIP("192.0.2.2")
+	if remote.on == l.one {
+		vtep = net.ParseIP("192.0.2.1")
+	}
+	fdb := netlink.Neigh{LinkIndex: vx.Attrs().Index, Family: unix.AF_BRIDGE, HardwareAddr: remote.mac[:], State: netlink.NUD_PERMANENT}
+	master := fdb
+	fdb.IP, fdb.Flags = vtep, netlink.NTF_SELF
+	must(t, k.on.h.NeighSet(&fdb))
+	master.Flags = netlink.NTF_MASTER
+	master.State = netlink.NUD_NOARP
+	must(t, k.on.h.NeighSet(&master))
+}
+
+// service is a VIP and who serves it, as a plan would put it.
+type service struct {
+	vip       string
+	scheduler string
+	ready     []*task
+	leaving   []*task
+}
+
+// want is the state of a host's bridge table for services.
+func (l *lab) want(h *host, services ...service) kernel.State {
+	mac, _ := model.ParseMAC(routerMAC)
+	st := kernel.State{kernel.BridgeTable{NS: h.name}: kernel.BridgeTableSpec{Router: mac, Uplink: uplink}}
+	for _, s := range services {
+		vip := netip.MustParseAddr(s.vip)
+		sched := s.scheduler
+		if sched == "" {
+			sched = "rr"
+		}
+		st[kernel.VIP{NS: h.name, IP: vip}] = kernel.VIPSpec{Scheduler: sched, Slots: len(s.ready)}
+		for i, b := range s.ready {
+			st[kernel.Slot{NS: h.name, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: b.mac}
+			st[kernel.Alive{NS: h.name, VIP: vip, MAC: b.mac}] = kernel.AliveSpec{}
+			if b.on == h {
+				st[kernel.Member{NS: h.name, IP: b.ip}] = kernel.MemberSpec{MAC: b.mac}
+				for _, o := range s.ready {
+					if o != b {
+						st[kernel.Other{NS: h.name, VIP: vip, Client: b.ip}] = kernel.OtherSpec{MAC: o.mac}
+						break
+					}
+				}
+			}
+		}
+		for _, b := range s.leaving {
+			st[kernel.Alive{NS: h.name, VIP: vip, MAC: b.mac}] = kernel.AliveSpec{}
+		}
+	}
+	return st
+}
+
+// wantTask is the state of a task's table for the services that it is in.
+func (l *lab) wantTask(k *task, services ...service) kernel.State {
+	st := kernel.State{kernel.TaskTable{Sandbox: k.sandbox()}: kernel.TaskTableSpec{}}
+	for _, s := range services {
+		for _, b := range append(append([]*task{}, s.ready...), s.leaving...) {
+			if b == k {
+				st[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: netip.MustParseAddr(s.vip)}] = kernel.TaskVIPSpec{
+					Addr: k.ip, Loop: len(s.ready) == 1 && s.ready[0] == k,
+				}
+			}
+		}
+	}
+	return st
+}
+
+// set makes services so everywhere, and checks that the dump says so.
+func (l *lab) set(services ...service) {
+	t := l.t
+	t.Helper()
+	for _, k := range l.tasks {
+		k.apply(t, l.wantTask(k, services...))
+	}
+	for _, h := range []*host{l.one, l.two} {
+		br, err := h.h.LinkByName("br0")
+		must(t, err)
+		for _, s := range services {
+			addr, _ := netlink.ParseAddr(s.vip + "/32")
+			must(t, h.h.AddrReplace(br, addr))
+		}
+		h.apply(t, l.want(h, services...))
+	}
+}
+
+func (h *host) dump(t testing.TB) kernel.State {
+	t.Helper()
+	st, err := nft.Tables{}.DumpBridge(h.fd, h.name)
+	must(t, err)
+	return st
+}
+
+func (h *host) apply(t testing.TB, want kernel.State) {
+	t.Helper()
+	must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, kernel.Diff(h.have, want)))
+	same(t, h.dump(t), want)
+	h.have = want
+}
+
+// sandbox stands for the path of a task's namespace.
+func (k *task) sandbox() string { return "/" + k.name }
+
+func (k *task) dump(t testing.TB) kernel.State {
+	t.Helper()
+	st, err := nft.Tables{}.DumpTask(k.fd, k.sandbox())
+	must(t, err)
+	return st
+}
+
+func (k *task) apply(t testing.TB, want kernel.State) {
+	t.Helper()
+	must(t, nft.Tables{}.ApplyTask(k.fd, k.sandbox(), kernel.Diff(k.have, want)))
+	same(t, k.dump(t), want)
+	k.have = want
+}
+
+func same(t testing.TB, have, want kernel.State) {
+	t.Helper()
+	if !maps.Equal(have, want) {
+		var ops strings.Builder
+		for _, o := range kernel.Diff(have, want) {
+			fmt.Fprintln(&ops, o)
+		}
+		t.Fatalf("dump differs from what was applied; it would take:\n%s", ops.String())
+	}
+}
+
+// run runs a command inside a namespace.
+func run(t testing.TB, fd int, name string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("missing: %s (%v)", name, err)
+	}
+	var out []byte
+	err := try(fd, func() (err error) {
+		out, err = exec.Command(name, args...).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// serve starts a TCP and a UDP server. To every connection, and to every
+// datagram with at most 64 octets, it says its name and the client's address;
+// then it echoes.
+func (k *task) serve(t testing.TB, address string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	do(t, k.fd, func() error {
+		ln, err := net.Listen("tcp4", address)
+		if err != nil {
+			return err
+		}
+		pc, err := net.ListenPacket("udp4", address)
+		if err != nil {
+			return err
+		}
+		var mu sync.Mutex // guards conns
+		conns := map[net.Conn]bool{}
+		t.Cleanup(func() {
+			ln.Close()
+			pc.Close()
+			mu.Lock()
+			for c := range conns {
+				c.Close()
+			}
+			mu.Unlock()
+			wg.Wait()
+		})
+		wg.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				conns[c] = true
+				mu.Unlock()
+				wg.Go(func() {
+					defer c.Close()
+					fmt.Fprintf(c, "%s %s\n", k.name, c.RemoteAddr())
+					io.Copy(c, c)
+				})
+			}
+		})
+		wg.Go(func() {
+			buf := make([]byte, 1<<16)
+			for {
+				n, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				if n > 64 {
+					pc.WriteTo(buf[:n], from)
+				} else {
+					fmt.Fprintf(udpTo{pc, from}, "%s %s", k.name, from)
+				}
+			}
+		})
+		return nil
+	})
+}
+
+type udpTo struct {
+	pc net.PacketConn
+	to net.Addr
+}
+
+func (u udpTo) Write(b []byte) (int, error) { return u.pc.WriteTo(b, u.to) }
+
+// answer is who answered and as whom it saw the client.
+type answer struct{ server, client string }
+
+func parseAnswer(s string) answer {
+	server, client, _ := strings.Cut(strings.TrimSpace(s), " ")
+	return answer{server, client}
+}
+
+// conn is an open connection, its greeting read.
+type conn struct {
+	net.Conn
+	r *bufio.Reader
+	answer
+}
+
+// dial connects from a task. local is "" or the address to bind to.
+func (k *task) dial(local, address string) (*conn, error) {
+	var c *conn
+	err := try(k.fd, func() error {
+		d := net.Dialer{Timeout: patience, Control: reuse}
+		if local != "" {
+			la, err := net.ResolveTCPAddr("tcp4", local)
+			if err != nil {
+				return err
+			}
+			d.LocalAddr = la
+		}
+		nc, err := d.DialContext(context.Background(), "tcp4", address)
+		if err != nil {
+			return err
+		}
+		nc.SetDeadline(time.Now().Add(patience))
+		c = &conn{Conn: nc, r: bufio.NewReader(nc)}
+		line, err := c.r.ReadString('\n')
+		if err != nil {
+			nc.Close()
+			return fmt.Errorf("greeting: %w", err)
+		}
+		c.answer = parseAnswer(line)
+		return nil
+	})
+	return c, err
+}
+
+// echo sends a line and reads it back.
+func (c *conn) echo(text string) error {
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := fmt.Fprintln(c, text); err != nil {
+		return err
+	}
+	got, err := c.r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if got != text+"\n" {
+		return fmt.Errorf("echo of %q is %q", text, got)
+	}
+	return nil
+}
+
+// reset closes with RST, which leaves no TIME_WAIT.
+func (c *conn) reset() {
+	c.Conn.(*net.TCPConn).SetLinger(0)
+	c.Close()
+}
+
+func reuse(_, _ string, rc syscall.RawConn) error {
+	var err error
+	if e := rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// udp opens an unconnected UDP socket in a task.
+func (k *task) udp(t testing.TB, local string) net.PacketConn {
+	t.Helper()
+	var pc net.PacketConn
+	do(t, k.fd, func() (err error) {
+		pc, err = net.ListenPacket("udp4", local)
+		return err
+	})
+	t.Cleanup(func() { pc.Close() })
+	return pc
+}
+
+// ask sends a datagram and returns the answer, which must come from where it was sent.
+func ask(pc net.PacketConn, address string, msg []byte) ([]byte, error) {
+	to, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := pc.WriteTo(msg, to); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 1<<16)
+	pc.SetReadDeadline(time.Now().Add(patience))
+	n, from, err := pc.ReadFrom(buf)
+	if err != nil {
+		return nil, err
+	}
+	if from.String() != to.String() {
+		return nil, fmt.Errorf("asked %s, answered by %s", to, from)
+	}
+	return buf[:n], nil
+}

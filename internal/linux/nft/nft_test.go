@@ -1,0 +1,112 @@
+package nft
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/internal/netnstest"
+)
+
+func TestTextsReadBack(t *testing.T) {
+	for _, spec := range []kernel.BridgeTableSpec{
+		{Router: model.MAC{2, 0x42, 10, 255, 0, 1}, Uplink: "vxlan0"},
+		{Router: model.MAC{2, 0x42, 10, 255, 0, 1}},
+		{},
+	} {
+		if got, ok := parseEntryText(entryText(spec)); !ok || got != spec {
+			t.Errorf("%q reads back as %v, %v", entryText(spec), got, ok)
+		}
+	}
+	for _, spec := range []kernel.VIPSpec{{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1}} {
+		if got, ok := parsePickText(spec.String()); !ok || got != spec {
+			t.Errorf("%q reads back as %v, %v", spec, got, ok)
+		}
+	}
+	vip := netip.MustParseAddr("10.255.0.100")
+	if got, ok := pickedVIP(pickChain(vip)); !ok || got != vip {
+		t.Errorf("%q reads back as %v, %v", pickChain(vip), got, ok)
+	}
+	for _, s := range []string{"", "tcp-packet", "vip-", "vip-x", "vip-fd00::1", "vip-10.255.0.1.2"} {
+		if a, ok := pickedVIP(s); ok {
+			t.Errorf("chain %q is taken for that of %s", s, a)
+		}
+	}
+}
+
+// nft aborts on longer comments, and libnftnl has room for no more.
+func TestCommentsAreShort(t *testing.T) {
+	rs := bridgeRuleset(kernel.BridgeTableSpec{Router: model.MAC{0xff}, Uplink: strings.Repeat("x", 15)})
+	for _, r := range append(rs.rules, taskRuleset().rules...) {
+		c, err := r.comment(rs.family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c) > 128 {
+			t.Errorf("chain %s: comment of %d octets: %s", r.chain, len(c), c)
+		}
+	}
+}
+
+func TestProbeNamesWhatIsMissing(t *testing.T) {
+	netnstest.Need(t, netnstest.Root)
+	fd := netnstest.New(t).FD()
+	list := features()
+	for _, name := range []string{"a hash that does not exist", "another"} {
+		list = append(list, feature{name, "CONFIG_NONE", ruleset{
+			family: nftables.TableFamilyBridge, table: probeTable, chains: []chain{{name: "c"}},
+			rules: []rule{newRule("c", "probe", part(&expr.Hash{DestRegister: r0, SourceRegister: r1, Length: 4, Modulus: 1, Type: 99}))},
+		}})
+	}
+	err := probe(fd, list)
+	if !errors.Is(err, kernel.ErrUnsupported) {
+		t.Fatalf("probe: %v, want ErrUnsupported", err)
+	}
+	if text := err.Error(); !strings.Contains(text, "a hash that does not exist (CONFIG_NONE)") || !strings.Contains(text, "another") || strings.Contains(text, "numgen") {
+		t.Errorf("probe: %v, want both missing features named and nothing else", err)
+	}
+	err = probe(-1, list)
+	if err == nil || errors.Is(err, kernel.ErrUnsupported) {
+		t.Errorf("probe of no namespace: %v, want an error that says nothing of the kernel", err)
+	}
+}
+
+func TestDistinctSaysEachErrorOnce(t *testing.T) {
+	a, b := errors.New("a"), errors.New("b")
+	err := distinct(errors.Join(errors.Join(errors.Join(a, b), a), b))
+	if err.Error() != "a\nb" || !errors.Is(err, a) || !errors.Is(err, b) {
+		t.Errorf("got %q", err)
+	}
+}
+
+// Whatever netlink answers, decoding it ends.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte{8, 0, 1, 0, 'x', 0, 0, 0})
+	f.Add([]byte{12, 0, 3, 0x80, 8, 0, 1, 0x80, 4, 0, 1, 0x80})
+	f.Add([]byte{4, 0, 7, 0, 0xff, 0xff, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		as := attrs(b)
+		parseChain(as)
+		_, _, comment := parseRule(as)
+		parseSet(as)
+		m := map[string]string{}
+		parseElems(as, m)
+		parseEntryText(uncomment(comment))
+		parsePickText(uncomment(comment))
+		_, err := bridgeState(found{
+			exists: true,
+			rules:  map[string][]string{chainPrerouting: {comment}, pickPrefix + "10.0.0.1": {comment}},
+			chains: map[string]chain{pickPrefix + "10.0.0.1": {name: pickPrefix + "10.0.0.1"}},
+			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m},
+		}, "sluice-fuzz")
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}

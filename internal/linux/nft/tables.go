@@ -1,0 +1,191 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+)
+
+// Tables reads and changes the tables. It has no state: any number of
+// goroutines may use it, but only one at a time should change one namespace.
+type Tables struct{}
+
+// configured are the sets whose elements Apply writes; the rest belongs to packets.
+func configured() []string {
+	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers}
+}
+
+// DumpBridge returns what table bridge sluice holds, under namespace name ns.
+// nsFD refers to the namespace. There is no table: no objects. The fixed part
+// is not as this version makes it: no BridgeTable, but what is in the maps.
+//
+// An object that is there in part only, which Apply never leaves behind, has the
+// zero value, so that it differs from whatever is wanted.
+//
+// kernel.ErrInterrupted: the rules of the namespace changed all the while.
+func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
+	f, err := read(nsFD, bridgeFamily, tableName, configured())
+	if err != nil {
+		return nil, fmt.Errorf("netns %s: %w", ns, err)
+	}
+	return bridgeState(f, ns)
+}
+
+// bridgeState says what a table holds.
+func bridgeState(f found, ns string) (kernel.State, error) {
+	st := kernel.State{}
+	if entry := f.rules[chainPrerouting]; len(entry) > 0 {
+		if spec, ok := parseEntryText(uncomment(entry[0])); ok {
+			ok, err := bridgeRuleset(spec).intact(f)
+			if err != nil {
+				return nil, fmt.Errorf("netns %s: %w", ns, err)
+			}
+			if ok {
+				st[kernel.BridgeTable{NS: ns}] = spec
+			}
+		}
+	}
+	if !bridgeRuleset(kernel.BridgeTableSpec{}).setsFit(f) {
+		return st, nil // keys and data of another version cannot be read
+	}
+	if err := vipStates(f, ns, st); err != nil {
+		return nil, fmt.Errorf("netns %s: %w", ns, err)
+	}
+	for key, data := range f.elems[mapSlots] {
+		vip, ok1 := keyIP(key, 0)
+		n, ok2 := keySlot(key, 4)
+		mac, ok3 := keyMAC(data, 0)
+		if ok1 && ok2 && ok3 {
+			st[kernel.Slot{NS: ns, VIP: vip, Slot: n}] = kernel.SlotSpec{MAC: mac}
+		}
+	}
+	for key := range f.elems[setAlive] {
+		vip, ok1 := keyIP(key, 0)
+		mac, ok2 := keyMAC(key, 4)
+		if ok1 && ok2 {
+			st[kernel.Alive{NS: ns, VIP: vip, MAC: mac}] = kernel.AliveSpec{}
+		}
+	}
+	for key := range f.elems[setMembers] {
+		ip, ok1 := keyIP(key, 0)
+		mac, ok2 := keyMAC(key, 4)
+		if !ok1 || !ok2 {
+			continue
+		}
+		k := kernel.Member{NS: ns, IP: ip}
+		if _, twice := st[k]; twice {
+			mac = model.MAC{} // one address with two MACs
+		}
+		st[k] = kernel.MemberSpec{MAC: mac}
+	}
+	for key, data := range f.elems[mapOthers] {
+		client, ok1 := keyIP(key, 0)
+		vip, ok2 := keyIP(key, 4)
+		mac, ok3 := keyMAC(data, 0)
+		if ok1 && ok2 && ok3 {
+			st[kernel.Other{NS: ns, VIP: vip, Client: client}] = kernel.OtherSpec{MAC: mac}
+		}
+	}
+	return st, nil
+}
+
+// vipStates adds the VIPs. Three things make one: an element in the set, an
+// element in the verdict map, and the chain that this points to with its rule.
+func vipStates(f found, ns string, st kernel.State) error {
+	seen := map[netip.Addr]bool{}
+	for _, s := range []string{setVIPs, mapPick} {
+		for key := range f.elems[s] {
+			if vip, ok := keyIP(key, 0); ok {
+				seen[vip] = true
+			}
+		}
+	}
+	for name := range f.chains {
+		if vip, ok := pickedVIP(name); ok {
+			seen[vip] = true
+		}
+	}
+	for vip := range seen {
+		spec, err := vipState(f, vip)
+		if err != nil {
+			return err
+		}
+		st[kernel.VIP{NS: ns, IP: vip}] = spec
+	}
+	return nil
+}
+
+// vipState returns the spec of a VIP, or the zero spec if it is in pieces.
+func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
+	name := pickChain(vip)
+	_, in := f.elems[setVIPs][ipKey(vip)]
+	if !in || f.elems[mapPick][ipKey(vip)] != jumpTo(name) || f.chains[name] != (chain{name: name}) || len(f.rules[name]) != 1 {
+		return kernel.VIPSpec{}, nil
+	}
+	comment := f.rules[name][0]
+	spec, ok := parsePickText(uncomment(comment))
+	if !ok {
+		return kernel.VIPSpec{}, nil
+	}
+	r, err := pickRule(vip, spec)
+	if err != nil {
+		return kernel.VIPSpec{}, nil // a text that we would not write
+	}
+	want, err := r.comment(bridgeFamily)
+	if err != nil {
+		return kernel.VIPSpec{}, err
+	}
+	if comment != want {
+		return kernel.VIPSpec{}, nil
+	}
+	return spec, nil
+}
+
+// ApplyBridge changes table bridge sluice in one transaction: packets meet the
+// state before or the state after, and an error means that nothing changed.
+// Operations are of PhaseVIP and this namespace; doing them again changes
+// nothing. Creating the table where one is repairs it: connections stay known.
+//
+// kernel.ErrNotExist: there is no table to put something in.
+// kernel.ErrUnsupported: no such scheduler.
+func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	c := newChange()
+	rs := bridgeRuleset(kernel.BridgeTableSpec{})
+	for _, op := range ops {
+		if op.Key.Netns() != ns {
+			return fmt.Errorf("netns %s: %s belongs to netns %s", ns, op.Key, op.Key.Netns())
+		}
+		if t, ok := op.Key.(kernel.BridgeTable); ok {
+			if op.Want == nil {
+				c = newChange() // what was said of its contents is void
+				c.remove = true
+				continue
+			}
+			spec, ok := op.Want.(kernel.BridgeTableSpec)
+			if !ok {
+				return fmt.Errorf("%s: value is a %T", t, op.Want)
+			}
+			if len(spec.Uplink) >= unix.IFNAMSIZ || strings.ContainsAny(spec.Uplink, " \t\n") {
+				return fmt.Errorf("%s: uplink %q is no device's name", t, spec.Uplink)
+			}
+			rs = bridgeRuleset(spec)
+			c.create = &rs
+			continue
+		}
+		if err := c.bridgeOp(op); err != nil {
+			return fmt.Errorf("netns %s: %w", ns, err)
+		}
+	}
+	if err := commit(nsFD, rs, configured(), c); err != nil {
+		return fmt.Errorf("netns %s: %w", ns, err)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+)
+
+// The maps of table ip sluice.
+const (
+	mapIn   = "in"   // VIP -> the task's own address, for what arrives
+	mapLoop = "loop" // the same, for what the task itself sends to a VIP that only it serves
+)
+
+// The chains of table ip sluice are named after their hooks.
+const chainOutput = "output"
+
+// taskPriority is just before -100 (NF_IP_PRI_NAT_DST), where iptables' nat
+// table hangs, which the engine's DNS rules are in: a packet to a VIP is none of
+// theirs, so the order decides nothing, but two chains at one priority would
+// run in the order of their making. It must be above -200, conntrack.
+const taskPriority = -110
+
+// taskRuleset is table ip sluice. Its chains see the first packet of each
+// connection; conntrack translates the others, and the answers back.
+//
+// Nothing is said of the source address: a client's stays as it is, and a task
+// that calls itself has chosen its own address on the VIP's network before the
+// output hook moves the connection to lo.
+func taskRuleset() ruleset {
+	types := []nftables.SetDatatype{nftables.TypeIPAddr}
+	to := func(name string) []expr.Any {
+		return part(
+			ipDaddr(r0), mapped(r0, r0, name),
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0},
+		)
+	}
+	return ruleset{
+		family: nftables.TableFamilyIPv4, table: tableName,
+		sets: []set{
+			{name: mapIn, key: types, data: nftables.TypeIPAddr},
+			{name: mapLoop, key: types, data: nftables.TypeIPAddr},
+		},
+		chains: []chain{
+			{name: chainPrerouting, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_PRE_ROUTING, priority: taskPriority},
+			{name: chainOutput, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_LOCAL_OUT, priority: taskPriority},
+		},
+		rules: []rule{
+			newRule(chainPrerouting, "from a VIP to the task", to(mapIn)),
+			newRule(chainOutput, "the task to itself", to(mapLoop)),
+		},
+	}
+}
+
+// DumpTask returns what table ip sluice in a task's namespace holds: the VIPs of
+// all networks that the task is on, and of those that it was on. nsFD refers to
+// the namespace, sandbox is its path. Unless the table is intact, it translates
+// nothing for sure, and there are no objects: a TaskVIP that is reported works.
+//
+// A translation that is there in part only has the zero value.
+//
+// kernel.ErrInterrupted: the rules of the namespace changed all the while.
+func (Tables) DumpTask(nsFD int, sandbox string) (kernel.State, error) {
+	rs := taskRuleset()
+	f, err := read(nsFD, rs.family, rs.table, []string{mapIn, mapLoop})
+	if err != nil {
+		return nil, fmt.Errorf("task %s: %w", sandbox, err)
+	}
+	st := kernel.State{}
+	ok, err := rs.intact(f)
+	if err != nil {
+		return nil, fmt.Errorf("task %s: %w", sandbox, err)
+	}
+	if !ok {
+		return st, nil
+	}
+	st[kernel.TaskTable{Sandbox: sandbox}] = kernel.TaskTableSpec{}
+	for _, m := range []string{mapIn, mapLoop} {
+		for key := range f.elems[m] {
+			vip, ok := keyIP(key, 0)
+			if !ok {
+				continue
+			}
+			st[kernel.TaskVIP{Sandbox: sandbox, VIP: vip}] = taskVIPState(f, vip)
+		}
+	}
+	return st, nil
+}
+
+// taskVIPState returns the translation of a VIP, or the zero value if it is in pieces.
+func taskVIPState(f found, vip netip.Addr) kernel.TaskVIPSpec {
+	in, ok := f.elems[mapIn][ipKey(vip)]
+	loop, loops := f.elems[mapLoop][ipKey(vip)]
+	if !ok || loops && loop != in {
+		return kernel.TaskVIPSpec{}
+	}
+	addr, _ := keyIP(in, 0)
+	return kernel.TaskVIPSpec{Addr: addr, Loop: loops}
+}
+
+// ApplyTask changes table ip sluice in a task's namespace in one transaction; an
+// error means that nothing changed. Operations are of PhaseTask and this
+// namespace; doing them again changes nothing.
+//
+// kernel.ErrNotExist: there is no table to put something in.
+func (Tables) ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	c, rs := newChange(), taskRuleset()
+	for _, op := range ops {
+		if want := (kernel.TaskTable{Sandbox: sandbox}).Netns(); op.Key.Netns() != want {
+			return fmt.Errorf("task %s: %s belongs to %s", sandbox, op.Key, op.Key.Netns())
+		}
+		if _, ok := op.Key.(kernel.TaskTable); ok {
+			if op.Want == nil {
+				c = newChange() // what was said of its contents is void
+				c.remove = true
+			} else {
+				c.create = &rs
+			}
+			continue
+		}
+		if err := c.taskOp(op); err != nil {
+			return fmt.Errorf("task %s: %w", sandbox, err)
+		}
+	}
+	if err := commit(nsFD, rs, []string{mapIn, mapLoop}, c); err != nil {
+		return fmt.Errorf("task %s: %w", sandbox, err)
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package linux
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+	"sluice/internal/kernel/kerneltest"
+	"sluice/internal/model"
+	"sluice/internal/netnstest"
+)
+
+// world plays everybody else on a host that is a namespace. It uses the commands
+// ip, bridge and iptables, not the code under test.
+type world struct {
+	host *netnstest.NS
+	dir  string // where namespaces are pinned
+}
+
+// in is the namespace of that name; empty is the host's.
+func (w world) in(t *testing.T, ns string) *netnstest.NS {
+	t.Helper()
+	if ns == "" {
+		return w.host
+	}
+	return netnstest.Open(t, filepath.Join(w.dir, ns))
+}
+
+// run runs a command line in a namespace; it must succeed. Words have no blanks.
+func run(t testing.TB, ns *netnstest.NS, format string, args ...any) string {
+	t.Helper()
+	words := strings.Fields(fmt.Sprintf(format, args...))
+	var out []byte
+	err := ns.Do(func() (err error) {
+		out, err = exec.Command(words[0], words[1:]...).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(words, " "), err, out)
+	}
+	return string(out)
+}
+
+func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
+	t.Helper()
+	var ns *netnstest.NS
+	if _, isTask := sandboxOf(key); !isTask {
+		ns = w.in(t, key.Netns())
+	}
+	switch k := key.(type) {
+	case kernel.Netns:
+		if err := unix.Unmount(filepath.Join(w.dir, k.Name), unix.MNT_DETACH); err != nil {
+			t.Fatal(err)
+		}
+	case kernel.Sysctl:
+		ns.Must(func() error {
+			return os.WriteFile("/proc/sys/"+strings.ReplaceAll(k.Name, ".", "/"), []byte("1"), 0)
+		})
+	case kernel.Link:
+		run(t, ns, "ip link %s", map[kerneltest.Damage]string{
+			kerneltest.Deleted: "del " + k.Name,
+			kerneltest.Down:    "set down " + k.Name,
+			kerneltest.Changed: "set mtu 1300 dev " + k.Name,
+		}[how])
+	case kernel.Addr:
+		run(t, ns, "ip addr del %s dev %s", k.Prefix, k.Dev)
+	case kernel.Neigh:
+		if how == kerneltest.Deleted {
+			run(t, ns, "ip neigh del %s dev %s", k.IP, k.Dev)
+		} else {
+			run(t, ns, "ip neigh replace %s dev %s lladdr 02:00:00:00:00:99 nud permanent", k.IP, k.Dev)
+		}
+	case kernel.FDB:
+		switch how {
+		case kerneltest.Deleted:
+			run(t, ns, "bridge fdb del %s dev %s self", k.MAC, k.Dev)
+			run(t, ns, "bridge fdb del %s dev %s master", k.MAC, k.Dev)
+		case kerneltest.Halved:
+			run(t, ns, "bridge fdb del %s dev %s master", k.MAC, k.Dev)
+		default:
+			run(t, ns, "bridge fdb replace %s dev %s dst 192.0.2.77 self permanent", k.MAC, k.Dev)
+		}
+	case kernel.Filter:
+		w.spoilFilter(t, how)
+	case kernel.FilterPeer:
+		run(t, ns, "iptables -D SLUICE-VXLAN -s %s -j ACCEPT", k.VTEP)
+	case kernel.BridgeTable:
+		run(t, ns, "nft delete table bridge sluice")
+	case kernel.TaskTable:
+		run(t, w.task(t), "nft delete table ip sluice")
+	default:
+		t.Fatalf("spoil %s: no way known", key)
+	}
+}
+
+func (w world) spoilFilter(t *testing.T, how kerneltest.Damage) {
+	t.Helper()
+	switch how {
+	case kerneltest.Flushed:
+		run(t, w.host, "iptables -F SLUICE-VXLAN")
+	case kerneltest.Reordered:
+		run(t, w.host, "iptables -D SLUICE-VXLAN -j DROP")
+		run(t, w.host, "iptables -I SLUICE-VXLAN -j DROP")
+	case kerneltest.Intruded:
+		run(t, w.host, "iptables -I SLUICE-VXLAN 2 -s 203.0.113.0/24 -j ACCEPT")
+	case kerneltest.Deleted:
+		run(t, w.host, "iptables -F INPUT")
+	}
+}
+
+func (w world) Take(t *testing.T, _ kernel.Link, peer string) {
+	t.Helper()
+	task := netnstest.New(t)
+	run(t, w.host, "ip link set %s netns %s", peer, task.Path())
+	run(t, task, "ip link set %s name eth0 up", peer)
+}
+
+func (w world) AddVXLAN(t *testing.T, name string, vni model.VNI, port uint16) {
+	t.Helper()
+	run(t, w.host, "ip link add %s type vxlan id %d dstport %d local 192.0.2.1", name, vni, port)
+}
+
+// AddForeign puts devices, entries, rules and a namespace of others beside ours.
+func (w world) AddForeign(t *testing.T, ns string) func(*testing.T) {
+	t.Helper()
+	in := w.in(t, ns)
+	run(t, in, "ip link add other0 type bridge")
+	run(t, in, "ip addr add 198.51.100.1/24 dev other0")
+	run(t, in, "ip link set other0 up")
+	run(t, in, "ip neigh add 198.51.100.9 dev other0 lladdr 02:00:00:00:00:09 nud permanent")
+	run(t, w.host, "ip link add slcforeign type veth peer name slvforeign")
+	run(t, w.host, "ip link add br9 type bridge")
+	run(t, w.host, "ip link set br9 alias sluicelike")
+	run(t, w.host, "iptables -N OTHER-CHAIN")
+	run(t, w.host, "iptables -I INPUT -p udp -m udp --dport 4789 -j OTHER-CHAIN")
+	pinned := filepath.Join(w.dir, "other-ns")
+	if err := os.WriteFile(pinned, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(netnstest.New(t).Path(), pinned, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	return func(t *testing.T) {
+		t.Helper()
+		run(t, in, "ip link show other0")
+		if !strings.Contains(run(t, in, "ip neigh show dev other0"), "198.51.100.9") {
+			t.Error("foreign neighbour has gone")
+		}
+		run(t, w.host, "ip link show slcforeign")
+		run(t, w.host, "ip link show br9")
+		run(t, w.host, "iptables -C INPUT -p udp -m udp --dport 4789 -j OTHER-CHAIN")
+		if _, err := statNetns(pinned); err != nil {
+			t.Errorf("foreign namespace: %v", err)
+		}
+	}
+}
+
+func (w world) task(t *testing.T) *netnstest.NS {
+	return netnstest.Open(t, filepath.Join(w.dir, "task"))
+}
+
+func (w world) Sandbox(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(w.dir, "task")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(netnstest.New(t).Path(), path, "none", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// newHost is a host of its own: a namespace with the address 192.0.2.1, and a
+// kernel on it.
+func newHost(t testing.TB, tables Tables) (*Kernel, world) {
+	t.Helper()
+	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN, netnstest.IPTables)
+	return newKernel(t, netnstest.LAN(t, 1)[0].NS, tables)
+}
+
+func newKernel(t testing.TB, host *netnstest.NS, tables Tables) (*Kernel, world) {
+	t.Helper()
+	w := world{host: host, dir: netnstest.Dir(t)}
+	k, err := New(Config{NetnsDir: w.dir, HostNetns: host.Path(), Tables: tables})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return k, w
+}
+
+// hostNames are the names of the devices of a namespace.
+func names(t testing.TB, ns *netnstest.NS) map[string]bool {
+	t.Helper()
+	out := map[string]bool{}
+	ns.Must(func() error {
+		ifs, err := net.Interfaces()
+		for _, i := range ifs {
+			out[i.Name] = true
+		}
+		return err
+	})
+	return out
+}
