@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startServer serves TCP and UDP on a port of loopback each and returns them.
+func startServer(t *testing.T, readyAt time.Time) (tcp, udp string) {
+	t.Helper()
+	s := &server{host: "here", readyAt: readyAt, web: newHandedListener()}
+	s.http = &http.Server{Handler: s.routes()}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := listenUDP(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		l.Close()
+		c.Close()
+		s.http.Close()
+	})
+	go s.acceptAll(l)
+	go s.answerDatagrams(c)
+	go s.http.Serve(s.web)
+	return l.Addr().String(), c.LocalAddr().String()
+}
+
+// probe runs a command line and returns its exit code and what it printed.
+func probe(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestEveryProtocolNamesBothEnds(t *testing.T) {
+	tcp, udp := startServer(t, time.Time{})
+	for _, row := range []struct{ proto, addr, echo string }{
+		{"tcp", tcp, "1"}, {"http", tcp, "/"}, {"udp", udp, "1"},
+	} {
+		t.Run(row.proto, func(t *testing.T) {
+			code, out, errs := probe(t, "get", "--"+row.proto, row.addr)
+			var got try
+			var a answer
+			if err := json.Unmarshal([]byte(out), &got); err != nil {
+				t.Fatalf("%v: %s%s", err, out, errs)
+			}
+			if err := json.Unmarshal(got.Reply, &a); err != nil {
+				t.Fatalf("%v: %s", err, got.Reply)
+			}
+			peer, err := netip.ParseAddrPort(a.Peer)
+			if err != nil || peer.Addr().String() != "127.0.0.1" {
+				t.Errorf("peer %q, want 127.0.0.1 and a port", a.Peer)
+			}
+			want := answer{Host: "here", Proto: row.proto, Local: row.addr, Peer: a.Peer, Ready: true, Echo: row.echo}
+			if code != good || a != want {
+				t.Errorf("exit %d, answer %+v, want 0 and %+v", code, a, want)
+			}
+		})
+	}
+}
+
+func TestAConnectionClosedWithoutAWordGetsOneAnswer(t *testing.T) {
+	tcp, _ := startServer(t, time.Time{})
+	c, err := net.Dial("tcp4", tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if _, err := out.ReadFrom(c); err != nil || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("got %q, %v, want one line", out.String(), err)
+	}
+}
+
+func TestExitCodesAreVerdicts(t *testing.T) {
+	tcp, udp := startServer(t, time.Now().Add(time.Hour))
+	_, port, err := net.SplitHostPort(tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := "127.0.0.1:1" // tcpmux, a reserved port
+	for _, row := range []struct {
+		name string
+		args []string
+		want int
+		says string
+	}{
+		{"answered", []string{"get", "-n", "3", "--summary", tcp}, good, `"hosts":{"here":3}`},
+		{"same source port again", []string{"get", "-n", "3", "--source-port", "40404", "--summary", tcp}, good, `"ok":3`},
+		{"refused", []string{"get", "-n", "2", "--summary", nobody}, bad, `"failed":2`},
+		{"one host of two demanded", []string{"get", "-n", "3", "--distinct", "2", "--summary", tcp}, bad, `"ok":3`},
+		{"until a time", []string{"get", "--for", "50ms", "--every", "10ms", "--udp", "--summary", udp}, good, `"failed":0`},
+		{"connection held", []string{"hold", "--for", "50ms", "--every", "5ms", tcp}, good, `"gaps":0`},
+		{"nothing to hold", []string{"hold", nobody}, bad, "refused"},
+		{"not ready yet", []string{"health", "--port", port}, bad, "503"},
+		{"no such command", []string{"put"}, usage, "usage"},
+		{"no such flag", []string{"get", "--no-such-flag", tcp}, usage, "no-such-flag"},
+		{"no address", []string{"get"}, usage, "0 arguments, want 1"},
+		{"port out of range", []string{"serve", "--tcp", "70000"}, usage, "1 to 65535"},
+		{"bad address to bind", []string{"serve", "--tcp", "80", "--bind", "somewhere"}, bad, "any, own or an IPv4"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			code, out, errs := probe(t, row.args...)
+			if code != row.want || !strings.Contains(out+errs, row.says) {
+				t.Errorf("exit %d, want %d with %q in:\n%s%s", code, row.want, row.says, out, errs)
+			}
+		})
+	}
+}
+
+func TestReadyServerIsHealthy(t *testing.T) {
+	tcp, _ := startServer(t, time.Time{})
+	_, port, err := net.SplitHostPort(tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := probe(t, "health", "--port", port); code != good {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+func TestServeEndsWithOpenConnectionsServed(t *testing.T) {
+	// The port is free a moment before; nobody else asks for ports of loopback
+	// in so short a time.
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, term := context.WithCancel(t.Context())
+	ended := make(chan int)
+	started := make(chan struct{}, 1)
+	go func() {
+		ended <- run(ctx, []string{"serve", "--tcp", port, "--bind", "127.0.0.1"}, signalWriter{started}, signalWriter{started})
+	}()
+	<-started
+	c, err := net.Dial("tcp4", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	in := make([]byte, 1024)
+	for _, say := range []func(){term, func() {}} {
+		if _, err := c.Write([]byte("still there?\n")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(in); err != nil {
+			t.Fatalf("an open connection is not served: %v", err)
+		}
+		say()
+	}
+	c.Close()
+	if code := <-ended; code != good {
+		t.Errorf("exit %d, want 0", code)
+	}
+}
+
+// signalWriter tells that something was written.
+type signalWriter struct{ wrote chan struct{} }
+
+func (w signalWriter) Write(p []byte) (int, error) {
+	select {
+	case w.wrote <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+func TestEchoHasAValidChecksum(t *testing.T) {
+	m := echo(0x1234, 7)
+	var sum uint32
+	for i := 0; i < len(m); i += 2 {
+		sum += uint32(m[i])<<8 | uint32(m[i+1])
+	}
+	// RFC 1071: the ones' complement sum over a message with its checksum is
+	// all ones.
+	if sum>>16+sum&0xffff != 0xffff {
+		t.Errorf("checksum of % x does not add up", m)
+	}
+}
