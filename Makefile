@@ -1,0 +1,102 @@
+# sluice. `make` alone lists the targets.
+
+GO      ?= go
+BASE    ?= debian:12-slim
+NAME    ?= sluice:latest
+FUZZTIME ?= 10s
+PKGS    ?= ./...
+
+# The go command stamps binaries with the commit, and fails where git does not
+# trust the checkout, as when root builds somebody else's.
+VCS     := $(shell git status >/dev/null 2>&1 || echo -buildvcs=false)
+# Static: the plugin's rootfs is no distribution. Without paths of the builder,
+# symbol table and DWARF, which halves it.
+STATIC   = CGO_ENABLED=0 $(GO) build -trimpath $(VCS) -ldflags '-s -w'
+
+# Tests by what they need. ROOT_PKGS change a kernel, inside namespaces of their
+# own; E2E_PKGS run Docker engines, likewise.
+ROOT_PKGS = ./internal/linux/...
+E2E_PKGS  = ./test/...
+UNIT_PKGS = $$($(GO) list ./... | grep -vE '/(internal/linux|test)(/|$$)')
+
+.PHONY: test-deps help build rootfs docker-rootfs plugin install uninstall demo demo-down \
+	test test-unit test-root test-e2e bench benchmarks race fuzz lint golden docs clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo 'targets:'
+	@sed -nE 's/^([a-z][a-z0-9-]*):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo 'settings: NAME=$(NAME) BASE=$(BASE) PKGS=$(PKGS) FUZZTIME=$(FUZZTIME)'
+
+build: rootfs ## build/sluice (the command) and build/plugin (the plugin)
+	$(STATIC) -o build/sluice ./cmd/sluice
+
+build/sluice-plugin: FORCE
+	@mkdir -p build
+	$(STATIC) -o $@ ./plugin
+FORCE:
+
+rootfs: build/sluice-plugin ## build/plugin, for `docker plugin create`; takes iptables from this Debian or Ubuntu
+	@mkdir -p build/plugin
+	scripts/rootfs.sh build/sluice-plugin config.json build/plugin
+
+docker-rootfs: build/sluice-plugin ## the same, with iptables from the image BASE; needs an engine
+	@mkdir -p build/plugin
+	scripts/docker-rootfs.sh $(BASE) config.json build/plugin
+
+plugin: rootfs ## make rootfs, then create plugin NAME in the local engine; replaces a disabled one
+	scripts/plugin.sh create $(NAME) build/plugin
+
+install: plugin ## make plugin, then enable it
+	scripts/plugin.sh enable $(NAME)
+
+uninstall: ## disable and remove plugin NAME, with its state
+	scripts/plugin.sh remove $(NAME)
+
+demo: build ## three Docker hosts on this machine, a service on its virtual IP; KEEP=1 leaves it up
+	KEEP=$(KEEP) $(GO) run ./test/demo
+
+demo-down: ## take down what `make demo KEEP=1` left up
+	$(GO) run ./test/demo -down
+
+test: lint test-deps build ## every test that this machine can run; says what it could not run, and why
+	$(GO) run ./test/report -- $(UNIT_PKGS) -- -count=1 $(ROOT_PKGS) -- -count=1 -timeout 30m $(E2E_PKGS)
+
+test-deps:
+	@$(GO) run ./test/prepare
+
+test-unit: ## tests that need neither root nor an engine
+	$(GO) test $(UNIT_PKGS)
+
+test-root: test-deps ## tests of the kernel side, in network namespaces; need root
+	$(GO) test -count=1 $(ROOT_PKGS)
+
+test-e2e: test-deps build ## tests with real Docker engines, in namespaces; ENGINE=trixie or sid takes that Debian suite's
+	SLUICE_TEST_ENGINE=$(ENGINE) $(GO) test -count=1 -timeout 30m $(E2E_PKGS)
+
+bench: build ## what the project promises of speed and size, as one table; most of it needs root
+	$(GO) run ./test/bench
+
+benchmarks: ## Go benchmarks of PKGS
+	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)
+
+race: ## unit tests under the race detector
+	@scripts/need.sh 'the race detector' gcc=gcc gcc=libc6-dev
+	$(GO) test -race $(UNIT_PKGS)
+
+fuzz: ## every fuzz target for FUZZTIME
+	GO='$(GO)' scripts/fuzz.sh $(FUZZTIME)
+
+lint: ## format, vet, modernise: what would change is an error
+	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); [ -z "$$unformatted" ] || { echo "not gofmt'd: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) fix -diff ./...
+
+golden: ## rewrite the golden files of the tests that have -update; look at the diff
+	$(GO) test -count=1 $$(grep -rlE --include='*_test.go' 'flag\.Bool\("update"' . | xargs -r -n1 dirname | sort -u) -update
+
+docs: ## rewrite the generated parts of README.md and docs/
+	$(GO) test -count=1 ./internal/arch -run Docs -update
+
+clean: ## remove build/
+	rm -rf build

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"sluice/internal/diag"
+)
+
+// verb is one question to the plugin.
+type verb struct {
+	name, does, path string
+	answer           func() diag.Answer
+}
+
+var verbs = []verb{
+	{"status", "how this node is: engine, data path, peers, problems", diag.PathStatus, func() diag.Answer { return new(diag.Status) }},
+	{"networks", "the networks, and those that were refused and why", diag.PathNetworks, func() diag.Answer { return new(diag.Networks) }},
+	{"services", "the services, their virtual IPs and backends", diag.PathServices, func() diag.Answer { return new(diag.Services) }},
+	{"config", "the plugin's settings", diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
+	{"diff", "what differs between plan and kernel, read back now", diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
+}
+
+// Exit statuses.
+const (
+	exitWell     = 0
+	exitProblems = 1
+	exitNoAnswer = 2
+)
+
+// askTime bounds a question; the longest is a read-back of the kernel, which the
+// plugin itself bounds at 10 s.
+const askTime = 15 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], diag.SocketDir, os.Stdout, os.Stderr))
+}
+
+// run is the command; dir is where the plugins' sockets are.
+func run(ctx context.Context, args []string, dir string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("sluice", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	asJSON := flags.Bool("json", false, "print the answer as JSON")
+	plugin := flags.String("plugin", "", "which plugin to ask, if several run: the name of its socket")
+	socket := flags.String("socket", "", "path of the plugin's diagnosis socket (default: the one in "+diag.SocketDir+")")
+	flags.Usage = func() {} // helpStatus decides
+	// Flags may stand on either side of the verb.
+	if err := flags.Parse(args); err != nil {
+		return helpStatus(err, flags, stdout, stderr)
+	}
+	name := flags.Arg(0)
+	if flags.NArg() > 0 {
+		if err := flags.Parse(flags.Args()[1:]); err != nil {
+			return helpStatus(err, flags, stdout, stderr)
+		}
+	}
+	switch {
+	case name == "":
+		usage(stderr, flags)
+		return exitNoAnswer
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "sluice: %q is one word too many; see sluice --help\n", flags.Arg(0))
+		return exitNoAnswer
+	case name == "help":
+		usage(stdout, flags)
+		return exitWell
+	case name == "version":
+		fmt.Fprintln(stdout, version())
+		return exitWell
+	}
+	for _, v := range verbs {
+		if v.name == name {
+			if *socket == "" {
+				var err error
+				if *socket, err = diag.FindSocket(dir, *plugin); err != nil {
+					fmt.Fprintln(stderr, "sluice:", err)
+					return exitNoAnswer
+				}
+			}
+			return ask(ctx, v, *socket, *asJSON, stdout, stderr)
+		}
+	}
+	fmt.Fprintf(stderr, "sluice: there is no verb %q; see sluice --help\n", name)
+	return exitNoAnswer
+}
+
+// helpStatus ends a command whose flags ask for help or were wrong; the flag
+// package has told of the mistake then.
+func helpStatus(err error, flags *flag.FlagSet, stdout, stderr io.Writer) int {
+	if errors.Is(err, flag.ErrHelp) {
+		usage(stdout, flags)
+		return exitWell
+	}
+	fmt.Fprintln(stderr, "sluice: see sluice --help")
+	return exitNoAnswer
+}
+
+func usage(w io.Writer, flags *flag.FlagSet) {
+	fmt.Fprint(w, "sluice asks the sluice plugin on this host.\n\nsluice [FLAG]... VERB\n\n")
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, v := range verbs {
+		fmt.Fprintf(t, "  %s\t%s\n", v.name, v.does)
+	}
+	fmt.Fprintf(t, "  version\tthe version of this command\n")
+	t.Flush()
+	fmt.Fprintln(w)
+	flags.SetOutput(w)
+	flags.PrintDefaults()
+	fmt.Fprint(w, "\nExit status: 0 all is well, 1 the answer names problems, 2 no answer.\n")
+}
+
+// ask prints the answer to a question and returns the verdict on it.
+func ask(ctx context.Context, v verb, socket string, asJSON bool, stdout, stderr io.Writer) int {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	answer := v.answer()
+	raw, err := diag.Ask(ctx, socket, v.path, answer)
+	if err == nil {
+		err = show(stdout, answer, raw, asJSON)
+	}
+	switch {
+	case err != nil:
+		fmt.Fprintln(stderr, "sluice:", err)
+		return exitNoAnswer
+	case len(answer.Found()) > 0:
+		return exitProblems
+	}
+	return exitWell
+}
+
+// show prints an answer for people, or as it came.
+func show(w io.Writer, answer diag.Answer, raw []byte, asJSON bool) error {
+	if !asJSON {
+		_, err := io.WriteString(w, answer.Text())
+		return err
+	}
+	var pretty bytes.Buffer
+	if err := json.Indent(&pretty, raw, "", "  "); err != nil {
+		return err
+	}
+	_, err := pretty.WriteTo(w)
+	return err
+}
+
+// version is what the build recorded of its source.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}

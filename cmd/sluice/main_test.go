@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/internal/diag"
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/internal/reconcile"
+	"sluice/internal/view"
+)
+
+// node is a quiet worker.
+type node struct{ ops []kernel.Op }
+
+func (node) View() model.View { return model.View{} }
+func (node) Engine() model.EngineSnapshot {
+	return model.EngineSnapshot{HostName: "h1", Version: "28.5.2", SwarmValid: true, NoSwarm: true}
+}
+func (node) Peers() []view.Peer                             { return nil }
+func (node) Stats() reconcile.Stats                         { return reconcile.Stats{} }
+func (node) Last() reconcile.Round                          { return reconcile.Round{} }
+func (n node) Inspect(context.Context) ([]kernel.Op, error) { return n.ops, nil }
+
+// plugin runs a diagnosis server on a socket in dir until the test ends.
+func plugin(t *testing.T, dir, name string, n node, trouble ...diag.Problem) {
+	t.Helper()
+	s := diag.NewServer(diag.Config{
+		Version: "v1.2.3", Scope: "global", Hub: n, Loop: n, Log: slog.New(slog.DiscardHandler),
+		Settings: []diag.Setting{{Name: "SCOPE", Value: "global", Default: true}},
+		Datapath: func() (string, string) { return "nft", "the kernel has all" },
+		Gossip:   func() (bool, string) { return false, "not running" },
+		Pools:    func() map[model.NetworkID]diag.Pool { return nil },
+		Refusals: func() []diag.Problem { return nil },
+		Trouble:  func() []diag.Problem { return trouble },
+		Memory:   func() uint64 { return 1 << 20 },
+	})
+	l, err := net.Listen("unix", filepath.Join(dir, name+diag.SocketSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: s}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	t.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
+}
+
+// sluice runs the command.
+func sluice(t *testing.T, dir string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = run(t.Context(), args, dir, &out, &errs)
+	return status, out.String(), errs.String()
+}
+
+func TestEveryVerb(t *testing.T) {
+	well, ill := t.TempDir(), t.TempDir()
+	plugin(t, well, "sluice", node{})
+	plugin(t, ill, "sluice", node{ops: []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}}}, diag.Problem{What: "no room", Do: "make room"})
+	says := map[string]string{
+		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK",
+		"config": "SCOPE    global  default", "diff": "no difference",
+	}
+	for _, v := range verbs {
+		t.Run(v.name, func(t *testing.T) {
+			status, out, errs := sluice(t, well, v.name)
+			if status != exitWell || says[v.name] == "" || !strings.Contains(out, says[v.name]) || errs != "" {
+				t.Errorf("%d, want 0 and %q\n%s%s", status, says[v.name], out, errs)
+			}
+			for _, args := range [][]string{{"--json", v.name}, {v.name, "--json"}, {"-json", v.name}, {"--json=true", v.name}} {
+				status, out, errs := sluice(t, well, args...)
+				if status != exitWell || errs != "" {
+					t.Errorf("%q: %d %s", args, status, errs)
+				}
+				a := v.answer()
+				if err := json.Unmarshal([]byte(out), a); err != nil || !strings.HasSuffix(out, "\n}\n") {
+					t.Errorf("%q: %v\n%s", args, err, out)
+				}
+			}
+		})
+	}
+	for _, args := range [][]string{{"status"}, {"diff"}, {"status", "--json"}} {
+		if status, out, errs := sluice(t, ill, args...); status != exitProblems || errs != "" || !strings.Contains(out, "+ netns x") && !strings.Contains(out, "make room") {
+			t.Errorf("%q: %d, want 1\n%s%s", args, status, out, errs)
+		}
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	one, two, none := t.TempDir(), t.TempDir(), t.TempDir()
+	plugin(t, one, "sluice", node{})
+	plugin(t, two, "sluice", node{})
+	plugin(t, two, "sluice-local", node{})
+	for _, c := range []struct {
+		name, dir string
+		args      []string
+		words     []string // of stderr
+	}{
+		{"no verb", one, nil, []string{"sluice [FLAG]... VERB", "status", "--json"}},
+		{"an unknown verb", one, []string{"stats"}, []string{`no verb "stats"`, "--help"}},
+		{"two verbs", one, []string{"status", "networks"}, []string{`"networks" is one word too many`}},
+		{"an unknown flag", one, []string{"status", "--yaml"}, []string{"yaml", "--help"}},
+		{"a flag without its value", one, []string{"--plugin"}, []string{"plugin", "--help"}},
+		{"no plugin", none, []string{"status"}, []string{"is sluice enabled"}},
+		{"two plugins", two, []string{"status"}, []string{"--plugin", "sluice, sluice-local"}},
+		{"another plugin", two, []string{"status", "--plugin", "other"}, []string{`no plugin "other"`}},
+		{"another socket", one, []string{"--socket", "/nonexistent/x.sock", "status"}, []string{"/nonexistent/x.sock", "docker plugin ls"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, out, errs := sluice(t, c.dir, c.args...)
+			if status != exitNoAnswer || out != "" {
+				t.Errorf("%d, want 2\n%s", status, out)
+			}
+			for _, w := range c.words {
+				if !strings.Contains(strings.ReplaceAll(errs, "  -", "  --"), w) {
+					t.Errorf("no %q in %s", w, errs)
+				}
+			}
+		})
+	}
+}
+
+func TestOneOfTwoPluginsIsChosen(t *testing.T) {
+	dir := t.TempDir()
+	plugin(t, dir, "sluice", node{})
+	plugin(t, dir, "sluice-local", node{}, diag.Problem{What: "no room"})
+	for _, c := range []struct {
+		want int
+		args []string
+	}{
+		{exitWell, []string{"--plugin", "sluice", "status"}},
+		{exitWell, []string{"status", "--plugin=sluice:latest"}},
+		{exitProblems, []string{"status", "--plugin", "sluice-local"}},
+		{exitProblems, []string{"status", "--socket", filepath.Join(dir, "sluice-local.sock")}},
+	} {
+		if status, _, errs := sluice(t, dir, c.args...); status != c.want {
+			t.Errorf("%q: %d, want %d %s", c.args, status, c.want, errs)
+		}
+	}
+}
+
+func TestHelpListsEveryVerbAndFlag(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"-h"}, {"help"}, {"status", "--help"}} {
+		status, out, errs := sluice(t, t.TempDir(), args...)
+		if status != exitWell || errs != "" {
+			t.Errorf("%q: %d %s", args, status, errs)
+		}
+		for _, v := range verbs {
+			if !strings.Contains(out, v.name) || !strings.Contains(out, v.does) {
+				t.Errorf("%q: no %s", args, v.name)
+			}
+		}
+		for _, w := range []string{"-json", "-plugin", "-socket", "version", "Exit status"} {
+			if !strings.Contains(out, w) {
+				t.Errorf("%q: no %s", args, w)
+			}
+		}
+	}
+}
+
+func TestVersionNeedsNoPlugin(t *testing.T) {
+	if status, out, errs := sluice(t, t.TempDir(), "version"); status != exitWell || strings.TrimSpace(out) == "" || errs != "" {
+		t.Errorf("%d %q %q", status, out, errs)
+	}
+}
+
+// TestAnAnswerThatCannotBePrintedIsNone: a script that asks must not read half
+// an answer as a good one.
+func TestAnAnswerThatCannotBePrintedIsNone(t *testing.T) {
+	dir := t.TempDir()
+	plugin(t, dir, "sluice", node{})
+	for _, args := range [][]string{{"status"}, {"status", "--json"}} {
+		var errs bytes.Buffer
+		if status := run(t.Context(), args, dir, full{}, &errs); status != exitNoAnswer || !strings.Contains(errs.String(), "short write") {
+			t.Errorf("%q: %d %s", args, status, errs.String())
+		}
+	}
+}
+
+// full is a disk that is.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, io.ErrShortWrite }

@@ -1,0 +1,310 @@
+package diag
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sluice/lb/service"
+)
+
+// Problem is something that a person should know, and what to do about it.
+type Problem struct {
+	What string `json:"what"`
+	Do   string `json:"do,omitempty"`
+}
+
+// Answer is what every question is answered with.
+type Answer interface {
+	// Text is for people: tables, ending in a newline.
+	Text() string
+	// Found are the problems that it names; none if all is well.
+	Found() []Problem
+}
+
+// Status is how a node is.
+type Status struct {
+	Version  string `json:"version"`
+	Alias    string `json:"alias,omitempty"` // the plugin's name in the engine
+	Scope    string `json:"scope"`           // global or local
+	Node     string `json:"node,omitempty"`  // swarm's id of it
+	Host     string `json:"host,omitempty"`
+	Role     string `json:"role"` // leader, manager, worker, or no swarm
+	VTEP     string `json:"vtep,omitempty"`
+	Port     uint16 `json:"vxlanPort,omitempty"`
+	Engine   string `json:"engine,omitempty"` // version, empty while it does not answer
+	Datapath string `json:"datapath"`
+	Why      string `json:"datapathReason"`
+
+	Networks  int `json:"networks"`
+	Endpoints int `json:"endpoints"`
+	Services  int `json:"services"`
+
+	Gossip Gossip    `json:"gossip"`
+	Loop   LoopState `json:"loop"`
+	Memory uint64    `json:"residentBytes"` // of the plugin process
+
+	Problems []Problem `json:"problems"`
+}
+
+// Gossip is the state of the control plane.
+type Gossip struct {
+	State string `json:"state"` // running, or why it is not
+	Peers []Peer `json:"peers"`
+}
+
+// Peer is another node.
+type Peer struct {
+	Node      string `json:"node"`
+	Host      string `json:"host,omitempty"`
+	VTEP      string `json:"vtep,omitempty"`
+	State     string `json:"state"` // present, out of contact
+	Endpoints int    `json:"endpoints"`
+}
+
+// LoopState is the state of the reconciler.
+type LoopState struct {
+	Rounds    uint64        `json:"rounds"`
+	Changes   uint64        `json:"changes"`
+	Failures  uint64        `json:"failures"`
+	Drift     uint64        `json:"drift"` // changes mended that nobody asked for
+	LastRound time.Duration `json:"lastRoundNs"`
+	ReadBack  time.Time     `json:"readBack"` // when the kernel was last read
+}
+
+// Found implements Answer.
+func (s Status) Found() []Problem { return s.Problems }
+
+// Text implements Answer.
+func (s Status) Text() string {
+	var b strings.Builder
+	t := table(&b)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("node", "%s (%s), %s", orDash(s.Host), orDash(s.Node), s.Role)
+	row("plugin", "%s, version %s, scope %s, %.1f MiB resident", orDash(s.Alias), s.Version, s.Scope, float64(s.Memory)/(1<<20))
+	row("engine", "%s", orElse(s.Engine, "does not answer"))
+	if s.Scope == "global" {
+		row("data path", "VTEP %s, UDP port %d", orDash(s.VTEP), s.Port)
+	}
+	row("service VIPs", "%s: %s", s.Datapath, s.Why)
+	row("serving", "%d networks, %d endpoints here, %d services", s.Networks, s.Endpoints, s.Services)
+	row("kernel", "%d changes made, %d refused, drift mended %d, read back %s", s.Loop.Changes, s.Loop.Failures, s.Loop.Drift, ago(s.Loop.ReadBack))
+	if s.Scope == "global" {
+		row("gossip", "%s", s.Gossip.State)
+	}
+	t.Flush()
+	if len(s.Gossip.Peers) > 0 {
+		b.WriteString("\n")
+		t = table(&b)
+		fmt.Fprintln(t, "PEER\tHOST\tVTEP\tSTATE\tENDPOINTS")
+		for _, p := range s.Gossip.Peers {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\n", p.Node, orDash(p.Host), orDash(p.VTEP), p.State, p.Endpoints)
+		}
+		t.Flush()
+	}
+	problems(&b, s.Problems)
+	return b.String()
+}
+
+// Networks lists the networks of a node, and those of the swarm that were refused.
+type Networks struct {
+	Networks []Network `json:"networks"`
+	Problems []Problem `json:"problems"`
+}
+
+// Network is one network.
+type Network struct {
+	ID        string `json:"id"`
+	Name      string `json:"name,omitempty"`
+	State     string `json:"state"` // here, elsewhere (known to the manager only), refused, not allocated
+	Subnet    string `json:"subnet,omitempty"`
+	Gateway   string `json:"gateway,omitempty"`
+	VNI       uint32 `json:"vni,omitempty"`
+	MTU       int    `json:"mtu,omitempty"`
+	Scheduler string `json:"scheduler,omitempty"`
+	Netns     string `json:"netns,omitempty"`
+	Local     int    `json:"localEndpoints"`
+	Remote    int    `json:"remoteEndpoints"`
+	Used      int    `json:"addressesUsed,omitempty"` // known to the leader only
+	Size      int    `json:"addresses,omitempty"`
+	Refused   string `json:"refused,omitempty"`
+}
+
+// Found implements Answer.
+func (n Networks) Found() []Problem { return n.Problems }
+
+// Text implements Answer.
+func (n Networks) Text() string {
+	var b strings.Builder
+	t := table(&b)
+	fmt.Fprintln(t, "NETWORK\tID\tSTATE\tSUBNET\tVNI\tMTU\tSCHEDULER\tHERE\tREMOTE\tADDRESSES\tNAMESPACE")
+	for _, x := range n.Networks {
+		vni, mtu, used := "-", "-", "-"
+		if x.VNI != 0 {
+			vni = fmt.Sprint(x.VNI)
+		}
+		if x.MTU != 0 {
+			mtu = fmt.Sprint(x.MTU)
+		}
+		if x.Size != 0 {
+			used = fmt.Sprintf("%d of %d", x.Used, x.Size)
+		}
+		fmt.Fprintf(t, "%s\t%.12s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
+			orDash(x.Name), x.ID, x.State, orDash(x.Subnet), vni, mtu, orDash(x.Scheduler), x.Local, x.Remote, used, orDash(x.Netns))
+	}
+	t.Flush()
+	problems(&b, n.Problems)
+	return b.String()
+}
+
+// Services lists the services on the networks of a node.
+type Services struct {
+	Services []Service `json:"services"`
+	Problems []Problem `json:"problems"`
+}
+
+// Service is a service on one network.
+type Service struct {
+	Name      string    `json:"name"`
+	ID        string    `json:"id"`
+	Network   string    `json:"network"`
+	VIP       string    `json:"vip,omitempty"` // empty: endpoint mode dnsrr
+	Datapath  string    `json:"datapath"`
+	Mode      string    `json:"mode"`
+	Scheduler string    `json:"scheduler"`
+	Backends  []Backend `json:"backends"`
+}
+
+// Backend is a task of a service.
+type Backend struct {
+	Addr   string `json:"addr"`
+	Task   string `json:"task"`
+	Node   string `json:"node"`
+	Weight int    `json:"weight"`
+	State  string `json:"state"` // ready, or why not
+}
+
+// Found implements Answer.
+func (s Services) Found() []Problem { return s.Problems }
+
+// Text implements Answer.
+func (s Services) Text() string {
+	var b strings.Builder
+	t := table(&b)
+	fmt.Fprintln(t, "SERVICE\tNETWORK\tVIP\tDATAPATH\tMODE\tSCHEDULER\tBACKEND\tNODE\tWEIGHT\tSTATE")
+	for _, x := range s.Services {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t", orElse(x.Name, x.ID), x.Network, orElse(x.VIP, "none (dnsrr)"), x.Datapath, x.Mode, x.Scheduler)
+		if len(x.Backends) == 0 {
+			fmt.Fprintln(t, "-\t-\t-\trefuses: no backends")
+		}
+		for i, be := range x.Backends {
+			if i > 0 {
+				fmt.Fprint(t, "\t\t\t\t\t\t")
+			}
+			fmt.Fprintf(t, "%s\t%s\t%d\t%s\n", be.Addr, be.Node, be.Weight, be.State)
+		}
+	}
+	t.Flush()
+	problems(&b, s.Problems)
+	return b.String()
+}
+
+// Diff is the difference between what the kernel should have and what it has.
+type Diff struct {
+	Changes  []string  `json:"changes"` // + to be made, ~ to be changed, - to be removed
+	Problems []Problem `json:"problems"`
+}
+
+// Found implements Answer.
+func (d Diff) Found() []Problem { return d.Problems }
+
+// Text implements Answer.
+func (d Diff) Text() string {
+	var b strings.Builder
+	if len(d.Changes) == 0 {
+		b.WriteString("no difference: the kernel has what it should\n")
+	}
+	for _, c := range d.Changes {
+		b.WriteString(c + "\n")
+	}
+	problems(&b, d.Problems)
+	return b.String()
+}
+
+// Settings lists the plugin's settings.
+type Settings struct {
+	Settings []Setting `json:"settings"`
+}
+
+// Setting is one setting of the plugin.
+type Setting struct {
+	Name    string `json:"name"`
+	Value   string `json:"value"`   // redacted if it is a secret
+	Default bool   `json:"default"` // nobody set it
+	Doc     string `json:"doc"`
+}
+
+// Found implements Answer; settings that are wrong keep the plugin from answering.
+func (Settings) Found() []Problem { return nil }
+
+// Text implements Answer.
+func (s Settings) Text() string {
+	var b strings.Builder
+	t := table(&b)
+	fmt.Fprintln(t, "SETTING\tVALUE\tSET BY")
+	for _, x := range s.Settings {
+		by := "you"
+		if x.Default {
+			by = "default"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", x.Name, orDash(x.Value), by)
+	}
+	t.Flush()
+	return b.String()
+}
+
+func table(b *strings.Builder) *tabwriter.Writer { return tabwriter.NewWriter(b, 0, 8, 2, ' ', 0) }
+
+func problems(b *strings.Builder, ps []Problem) {
+	if len(ps) > 0 {
+		b.WriteString("\nPROBLEMS\n")
+	}
+	for _, p := range ps {
+		b.WriteString("- " + p.What + "\n")
+		if p.Do != "" {
+			b.WriteString("  " + p.Do + "\n")
+		}
+	}
+}
+
+func orDash(s string) string { return orElse(s, "-") }
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// ago is a time as a distance, in whole seconds.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return time.Since(t).Round(time.Second).String() + " ago"
+}
+
+// backend converts a planned backend.
+func backend(b service.Backend, self string, names map[string]string) Backend {
+	node := string(b.Node)
+	if b.Local {
+		node = self
+	}
+	if name := names[node]; name != "" {
+		node = name
+	}
+	return Backend{Addr: b.Addr.String(), Task: string(b.Task), Node: node, Weight: b.Weight, State: orElse(b.Why, "ready")}
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sluice/driver"
+	"sluice/driver/overlay"
+	"sluice/internal/diag"
+	"sluice/internal/dockerapi"
+	"sluice/internal/keyring"
+	"sluice/internal/linux"
+	"sluice/internal/linux/nft"
+	"sluice/internal/model"
+	"sluice/internal/plan"
+	"sluice/internal/reconcile"
+	"sluice/internal/store"
+	"sluice/internal/view"
+	"sluice/ipam"
+)
+
+// parts is everything that lives as long as the process, by name.
+type parts struct {
+	cfg    Config
+	log    *slog.Logger
+	store  *store.Store
+	kernel *linux.Kernel
+	hub    *view.Hub
+	ring   *keyring.Ring
+	loop   *reconcile.Loop
+	driver *driver.Driver
+	ipam   *refusals
+	engine *dockerapi.Reader
+	gossip *gossiper
+	diag   *diag.Server
+
+	follower *follower // of the engine; runEngine's alone, but for its channel
+
+	routes   atomic.Pointer[[]netip.Prefix] // the host's, for IPAM to stay away from
+	features atomic.Pointer[[]string]       // what the kernel lacks; nil until probed
+}
+
+// build makes the parts and wires them; nothing runs yet. It changes nothing in
+// the kernel but for making /proc/sys writable to this process.
+func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
+	p := &parts{cfg: cfg, log: log}
+	local := cfg.Scope == scopeLocal
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	var err error
+	if p.store, err = store.Open(filepath.Join(cfg.StateDir, "state.db"), log); err != nil {
+		return nil, err
+	}
+	records, err := p.store.Load(ctx)
+	if err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+
+	kcfg := linux.Config{NetnsDir: filepath.Join(cfg.HostRun, "netns"), Tables: nft.Tables{}, Log: log}
+	if local {
+		kcfg.NetnsPrefix, kcfg.LinkPrefix, kcfg.NoFilter = overlay.LocalNetnsPrefix, overlay.LocalTaskEndPrefix, true
+	}
+	if p.kernel, err = linux.New(kcfg); err != nil {
+		return nil, errors.Join(err, p.store.Close())
+	}
+	if err := linux.RemountSysctl(); err != nil {
+		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+	}
+
+	p.hub, err = view.New(view.Config{
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Log: log,
+		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
+		Changed: p.changed,
+	}, records)
+	if err != nil {
+		// A record that is not understood is of a later version or damaged; the
+		// rest serves, and what is missing is taken over from the engine.
+		log.Error("some records are not understood and were left out", "err", err)
+	}
+	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
+	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
+	p.gossip = newGossiper(cfg, p.hub, p.ring, log)
+
+	book, err := driver.NewBook(p.store, records)
+	if err != nil {
+		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+	}
+	icfg := ipam.Config{
+		Scope: ipam.ScopeGlobal, Supernets: cfg.Pools, Bits: cfg.SubnetBits,
+		Routes: p.hostRoutes, NetworkName: p.networkName, Held: p.heldAddresses, Journal: p.store, Log: log,
+	}
+	if local {
+		icfg.Scope = ipam.ScopeLocal
+	}
+	allocator, err := ipam.Open(ctx, icfg)
+	if err != nil {
+		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+	}
+	p.ipam = &refusals{Allocator: allocator, now: time.Now}
+	p.refreshRoutes()
+
+	p.driver = driver.New(driver.Config{
+		Intents: p.hub, Allocations: book, Pools: p.ipam, Keys: p.ring, Loop: p.loop,
+		UnderlayMTU: p.kernel.UnderlayMTU, Hint: p.gossip.hint, Local: local, HostRun: cfg.HostRun, Log: log,
+	})
+	p.engine, err = dockerapi.New(dockerapi.Config{
+		Socket: filepath.Join(cfg.HostRun, "docker.sock"), PluginID: pluginID(), Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+	}
+	p.follower = &follower{
+		scope: cfg.Scope, now: time.Now, hub: p.hub, driver: p.driver, pools: p.ipam, keys: p.ring, wake: p.gossip.wake,
+		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time),
+	}
+	p.diag = diag.NewServer(diag.Config{
+		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop,
+		Datapath: p.datapath, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
+	})
+	return p, nil
+}
+
+// changed follows every new revision of the view.
+func (p *parts) changed(planned bool) {
+	// The hub may call while build still works.
+	if p.loop != nil && planned {
+		p.loop.Trigger()
+	}
+	if p.gossip != nil {
+		p.gossip.wake()
+	}
+}
+
+// keyed follows every new gossip key.
+func (p *parts) keyed() {
+	if p.gossip != nil {
+		p.gossip.wake()
+	}
+}
+
+// observe follows every round of the loop.
+func (p *parts) observe(r reconcile.Round) {
+	ctx := context.Background() // the records are this process's own; a commit takes milliseconds
+	unread, err := p.hub.Observe(ctx, r)
+	if err != nil {
+		p.log.Error("state could not be recorded", "err", err)
+	}
+	if unread {
+		p.loop.Doubt()
+	}
+	if r.Read == nil {
+		return
+	}
+	if err := p.hub.Sweep(ctx, r.Read); err != nil {
+		p.log.Error("state could not be recorded", "err", err)
+	}
+}
+
+// run runs the parts until ctx ends and all of them have returned.
+func (p *parts) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, f := range []func(context.Context){
+		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.runDiag,
+	} {
+		wg.Go(func() { f(ctx) })
+	}
+	wg.Wait()
+}
+
+// close releases what build took.
+func (p *parts) close() error { return errors.Join(p.kernel.Close(), p.store.Close()) }
+
+func (p *parts) hostRoutes() []netip.Prefix {
+	if r := p.routes.Load(); r != nil {
+		return *r
+	}
+	return nil
+}
+
+func (p *parts) refreshRoutes() {
+	routes, err := p.kernel.HostPrefixes()
+	if err != nil {
+		p.log.Warn("the host's routes could not be read; new subnets are chosen by those read before", "err", err)
+		return
+	}
+	p.routes.Store(&routes)
+}
+
+// heldAddresses are those of a network's endpoints, here and on the other nodes.
+func (p *parts) heldAddresses(id model.NetworkID) []netip.Addr {
+	var out []netip.Addr
+	v := p.hub.View()
+	for _, e := range v.Endpoints {
+		if e.Network == id {
+			out = append(out, e.Addr)
+		}
+	}
+	for _, r := range v.Remotes {
+		if r.Network == id {
+			out = append(out, r.Addr)
+		}
+	}
+	return out
+}
+
+// networkName is for error texts.
+func (p *parts) networkName(id model.NetworkID) string {
+	if n, ok := p.hub.Engine().Networks[id]; ok && n.Name != "" {
+		return n.Name
+	}
+	return id.Short()
+}

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"sluice/internal/keyring"
+	"sluice/internal/model"
+	"sluice/ipam/pool"
+)
+
+// around is a follower with fakes around it, at a time that the test moves.
+type around struct {
+	*follower
+	at       time.Time
+	self     model.Self
+	adopts   int // calls of Adopt
+	hubTold  bool
+	settled  int
+	statuses []pool.Status
+	freed    []model.NetworkID
+	compared map[model.NetworkID][]netip.Addr
+	forgot   []time.Time
+	woken    int
+	fail     error
+}
+
+func (a *around) Self() model.Self { return a.self }
+func (a *around) SetEngine(_ context.Context, s model.EngineSnapshot) error {
+	if s.SwarmValid && s.Active {
+		a.self.Node = s.Node
+	}
+	return a.fail
+}
+func (a *around) Adopted()     { a.hubTold = true }
+func (a *around) Settle() bool { a.settled++; return true }
+func (a *around) Adopt(context.Context, model.EngineSnapshot) error {
+	a.adopts++
+	return a.fail
+}
+func (a *around) Snapshot() []pool.Status { return a.statuses }
+func (a *around) Free(_ context.Context, id model.NetworkID) error {
+	if a.fail == nil {
+		a.freed = append(a.freed, id)
+		a.statuses = slices.DeleteFunc(a.statuses, func(s pool.Status) bool { return s.Network == id })
+	}
+	return a.fail
+}
+func (a *around) Confirm(_ context.Context, id model.NetworkID, live []netip.Addr) (pool.Confirmation, error) {
+	a.compared[id] = live
+	return pool.Confirmation{}, a.fail
+}
+func (a *around) ForgetBefore(_ context.Context, t time.Time) error {
+	a.forgot = append(a.forgot, t)
+	return a.fail
+}
+
+func newAround() *around {
+	a := &around{at: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), compared: make(map[model.NetworkID][]netip.Addr)}
+	a.follower = &follower{
+		scope: scopeGlobal, now: func() time.Time { return a.at }, hub: a, driver: a, pools: a, keys: a, wake: func() { a.woken++ },
+		named: make(chan string, 1), log: slog.New(slog.DiscardHandler), gone: make(map[model.NetworkID]time.Time),
+	}
+	return a
+}
+
+// after takes a snapshot when some time has passed.
+func (a *around) after(t *testing.T, d time.Duration, s model.EngineSnapshot) {
+	t.Helper()
+	a.at = a.at.Add(d)
+	a.follow(t.Context(), s)
+}
+
+// TestAdoptionWaitsForWhatIsNeeded: a container whose namespace is not known
+// would be taken over without its translation.
+func TestAdoptionWaitsForWhatIsNeeded(t *testing.T) {
+	lists := func(sandbox string) model.EngineSnapshot {
+		return model.EngineSnapshot{ContainersValid: true, NetworksValid: true, Containers: map[model.EndpointID]model.EngineEndpoint{
+			"a": {Sandbox: "/run/docker/netns/a"}, "b": {Sandbox: sandbox},
+		}}
+	}
+	complete, half := lists("/run/docker/netns/b"), lists("")
+	noNetworks := complete
+	noNetworks.NetworksValid = false
+	for _, c := range []struct {
+		name  string
+		steps []model.EngineSnapshot // 4 s apart
+		want  int                    // adopted at this step; -1: never
+	}{
+		{"at once", []model.EngineSnapshot{complete}, 0},
+		{"nothing runs", []model.EngineSnapshot{{ContainersValid: true, NetworksValid: true}}, 0},
+		{"the engine does not answer", []model.EngineSnapshot{{}, {}, {}, {}, {}}, -1},
+		{"networks are not known", []model.EngineSnapshot{noNetworks, noNetworks, noNetworks, noNetworks}, -1},
+		{"a namespace comes late", []model.EngineSnapshot{{}, half, half, complete, complete}, 3},
+		{"a namespace never comes", []model.EngineSnapshot{half, half, half, half, half}, 3}, // 12 s, the first over sandboxWait
+		{"the wait begins with the first list", []model.EngineSnapshot{{}, {}, {}, half, half, half, half}, 6},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := newAround()
+			for i, s := range c.steps {
+				a.after(t, 4*time.Second, s)
+				if want := c.want >= 0 && i >= c.want; a.hubTold != want || (a.adopts == 1) != want {
+					t.Fatalf("step %d: adopted %t, %d calls", i, a.hubTold, a.adopts)
+				}
+			}
+		})
+	}
+}
+
+// TestAdoptionThatFailsIsOver: what could not be taken over is told, and the
+// node serves the rest rather than wait for ever.
+func TestAdoptionThatFailsIsOver(t *testing.T) {
+	a := newAround()
+	a.fail = errNoDisk
+	a.after(t, 0, model.EngineSnapshot{ContainersValid: true, NetworksValid: true})
+	a.after(t, 0, model.EngineSnapshot{ContainersValid: true, NetworksValid: true})
+	if a.adopts != 1 || !a.hubTold || a.settled != 2 || a.woken != 2 {
+		t.Errorf("%d calls, hub told %t, settled %d, woken %d", a.adopts, a.hubTold, a.settled, a.woken)
+	}
+}
+
+const web model.NetworkID = "webnetwork00000000000000a"
+
+func manager(listed bool) model.EngineSnapshot {
+	s := model.EngineSnapshot{SwarmValid: true, Active: true, Manager: true, NetworksValid: true, Networks: map[model.NetworkID]model.EngineNetwork{}}
+	if listed {
+		s.Networks[web] = model.EngineNetwork{ID: web}
+	}
+	return s
+}
+
+// TestAPoolIsFreedWhenItsNetworkStaysAway, and only then.
+func TestAPoolIsFreedWhenItsNetworkStaysAway(t *testing.T) {
+	there, away := manager(true), manager(false)
+	unread := away
+	unread.NetworksValid = false
+	worker := away
+	worker.Manager = false
+	for _, c := range []struct {
+		name  string
+		scope string
+		steps []model.EngineSnapshot // 20 s apart
+		want  int                    // freed at this step; -1: never
+	}{
+		{"listed", scopeGlobal, []model.EngineSnapshot{there, there, there, there, there}, -1},
+		{"gone", scopeGlobal, []model.EngineSnapshot{there, away, away, away, away}, 4},
+		{"missed once", scopeGlobal, []model.EngineSnapshot{away, away, there, away, away, away}, -1},
+		{"nobody could be asked", scopeGlobal, []model.EngineSnapshot{unread, unread, unread, unread, unread}, -1},
+		{"a worker lists what it uses only", scopeGlobal, []model.EngineSnapshot{worker, worker, worker, worker, worker}, -1},
+		{"local networks are freed by the engine's call", scopeLocal, []model.EngineSnapshot{away, away, away, away, away}, -1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := newAround()
+			a.scope = c.scope
+			a.statuses = []pool.Status{{Network: web}, {}} // the second has no owner yet
+			for i, s := range c.steps {
+				a.after(t, 20*time.Second, s)
+				if want := c.want >= 0 && i >= c.want; (len(a.freed) == 1) != want {
+					t.Fatalf("step %d: freed %v", i, a.freed)
+				}
+			}
+			if c.want >= 0 && len(a.gone) > 0 {
+				t.Errorf("remembered for ever: %v", a.gone)
+			}
+		})
+	}
+}
+
+func TestAPoolThatIsNotFreedIsFreedLater(t *testing.T) {
+	a := newAround()
+	a.statuses = []pool.Status{{Network: web}}
+	a.after(t, 0, manager(false))
+	a.fail = errNoDisk
+	a.after(t, goneFor, manager(false))
+	a.fail = nil
+	a.after(t, time.Second, manager(false))
+	if !slices.Equal(a.freed, []model.NetworkID{web}) {
+		t.Errorf("freed %v", a.freed)
+	}
+}
+
+// TestLeasesInDoubtAreComparedByTheLeader: nobody else has the whole list.
+func TestLeasesInDoubtAreComparedByTheLeader(t *testing.T) {
+	live := []netip.Addr{netip.MustParseAddr("10.255.0.2")}
+	lead := manager(true)
+	lead.Leader, lead.ServicesValid = true, true
+	lead.Live = map[model.NetworkID][]netip.Addr{web: live}
+	for _, c := range []struct {
+		name  string
+		doubt int
+		edit  func(*model.EngineSnapshot)
+		want  bool
+	}{
+		{"leader", 3, func(*model.EngineSnapshot) {}, true},
+		{"no doubt", 0, func(*model.EngineSnapshot) {}, false},
+		{"another leads", 3, func(s *model.EngineSnapshot) { s.Leader = false }, false},
+		{"services were not read", 3, func(s *model.EngineSnapshot) { s.ServicesValid = false }, false},
+		{"a network of which nothing was read", 3, func(s *model.EngineSnapshot) { s.Live = nil }, false},
+	} {
+		a, s := newAround(), lead
+		a.statuses = []pool.Status{{Network: web, Unconfirmed: c.doubt}}
+		c.edit(&s)
+		a.after(t, 0, s)
+		if got, asked := a.compared[web]; asked != c.want || asked && !slices.Equal(got, live) {
+			t.Errorf("%s: %v", c.name, a.compared)
+		}
+	}
+}
+
+// TestKeysOfAFormerSwarmAreForgotten, and those that may be the next one's not.
+func TestKeysOfAFormerSwarmAreForgotten(t *testing.T) {
+	in := func(id model.NodeID) model.EngineSnapshot {
+		return model.EngineSnapshot{SwarmValid: true, Active: true, Node: id}
+	}
+	none := model.EngineSnapshot{SwarmValid: true, NoSwarm: true}
+	for _, c := range []struct {
+		name  string
+		steps []model.EngineSnapshot
+		want  []bool // keys are forgotten at this step
+	}{
+		{"first swarm", []model.EngineSnapshot{{}, in("a"), in("a")}, []bool{false, false, false}},
+		{"leave and join", []model.EngineSnapshot{in("a"), none, none, in("b"), in("b")}, []bool{false, true, true, true, false}},
+		{"too quick to be seen", []model.EngineSnapshot{in("a"), in("b"), in("b")}, []bool{false, true, false}},
+		{"locked, pending or in error", []model.EngineSnapshot{in("a"), {SwarmValid: true}, in("a")}, []bool{false, false, false}},
+		{"the engine does not answer", []model.EngineSnapshot{in("a"), {NoSwarm: true}, in("a")}, []bool{false, false, false}},
+	} {
+		a := newAround()
+		for i, s := range c.steps {
+			before := len(a.forgot)
+			a.after(t, time.Second, s)
+			if got := len(a.forgot) > before; got != c.want[i] {
+				t.Errorf("%s, step %d: forgotten %t", c.name, i, got)
+			}
+			if len(a.forgot) > before && a.at.Sub(a.forgot[before]) != newsAge {
+				t.Errorf("%s: keys of %s and before", c.name, a.forgot[before])
+			}
+		}
+	}
+}
+
+func TestTheNameIsToldOnce(t *testing.T) {
+	a := newAround()
+	for _, alias := range []string{"", "me/sluice:latest", "me/sluice:latest"} {
+		a.after(t, 0, model.EngineSnapshot{Alias: alias})
+	}
+	if got := <-a.named; got != "me_sluice" {
+		t.Errorf("%q", got)
+	}
+	select {
+	case again := <-a.named:
+		t.Errorf("and again %q", again)
+	default:
+	}
+}
+
+// disk is a journal in memory.
+type disk struct{ records map[model.RecordKey][]byte }
+
+func (d *disk) Commit(_ context.Context, puts []model.Record, dels []model.RecordKey) error {
+	for _, r := range puts {
+		d.records[model.RecordKey{Kind: r.Kind, Key: r.Key}] = r.Value
+	}
+	maps.DeleteFunc(d.records, func(k model.RecordKey, _ []byte) bool { return slices.Contains(dels, k) })
+	return nil
+}
+
+var _ keyKeeper = (*keyring.Ring)(nil)
+
+func TestRefusalsAreRememberedForAWhile(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r := &refusals{now: func() time.Time { return at }}
+	if r.note(nil) != nil || len(r.problems()) != 0 {
+		t.Error("success is a refusal")
+	}
+	overlap := errors.New("pool overlaps")
+	if r.note(overlap) != overlap {
+		t.Error("the error did not pass through")
+	}
+	at = at.Add(time.Minute)
+	r.note(errors.New("pool is full"))
+	at = at.Add(time.Minute)
+	r.note(overlap) // again: the newest now, and once
+	got := r.problems()
+	if len(got) != 2 || got[0].What != "refused at 03:05:05: pool is full" || got[1].What != "refused at 03:06:05: pool overlaps" {
+		t.Errorf("%+v", got)
+	}
+	at = at.Add(refusalAge - 30*time.Second)
+	if got := r.problems(); len(got) != 1 || got[0].What != "refused at 03:06:05: pool overlaps" {
+		t.Errorf("an old one is still told: %+v", got)
+	}
+	for i := range 2 * maxRefusals {
+		r.note(errors.New(string(rune('a' + i))))
+	}
+	if got := r.problems(); len(got) != maxRefusals {
+		t.Errorf("%d are kept", len(got))
+	}
+}
+
+func TestThePluginsIDIsInItsMounts(t *testing.T) {
+	const id = "0c6b1f0f4a0d2a7e0c6b1f0f4a0d2a7e0c6b1f0f4a0d2a7e0c6b1f0f4a0d2a7e"
+	for name, c := range map[string]struct{ text, want string }{
+		"tmpfs":   {"22 1 0:20 / /proc rw - proc proc rw\n31 22 0:25 /docker/plugins/" + id + " /run/docker/plugins rw,nosuid - tmpfs tmpfs rw\n", id},
+		"a disk":  {"31 22 8:1 /run/docker/plugins/" + id + " /run/docker/plugins rw - ext4 /dev/sda1 rw", id},
+		"by hand": {"22 1 0:20 / / rw - ext4 /dev/sda1 rw\n", ""},
+		"deeper":  {"31 22 8:1 /x /run/docker/plugins/other rw - ext4 /dev/sda1 rw", ""},
+		"torn":    {"31 22 8:1", ""},
+		"nothing": {"", ""},
+	} {
+		if got := pluginIDIn(c.text); got != c.want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}

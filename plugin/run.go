@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"sluice/internal/diag"
+	"sluice/internal/model"
+)
+
+// routesAge is how old the host's routes may be when a subnet is chosen. They
+// change when a person changes them.
+const routesAge = 10 * time.Second
+
+// readEngine reads the local engine until ctx ends.
+func (p *parts) readEngine(ctx context.Context) {
+	if err := p.engine.Run(ctx); err != nil && ctx.Err() == nil {
+		p.log.Error("the engine is not read any more", "err", err)
+	}
+}
+
+// runEngine carries what the local engine tells to who needs it.
+func (p *parts) runEngine(ctx context.Context) {
+	// What waits for a time to pass is looked at now and then, change or not.
+	tick := time.NewTicker(restPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-p.engine.Changed():
+		}
+		p.follower.follow(ctx, p.engine.Snapshot())
+	}
+}
+
+// runKernel turns the kernel's notices into rounds of the loop, and probes once
+// what this kernel can do.
+func (p *parts) runKernel(ctx context.Context) {
+	if features, err := p.kernel.Features(ctx); err != nil {
+		p.log.Error("the kernel's features could not be probed", "err", err)
+	} else {
+		missing := []string{}
+		for _, f := range features {
+			if f.Err != nil {
+				missing = append(missing, f.Err.Error())
+				p.log.Error("this kernel lacks a feature", "err", f.Err)
+			}
+		}
+		p.features.Store(&missing)
+	}
+	notices, err := p.kernel.Watch(ctx)
+	if err != nil {
+		// The loop still reads back at its interval.
+		p.log.Error("changes in the kernel will be seen late", "err", err)
+	}
+	tick := time.NewTicker(routesAge)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-notices:
+			if !ok {
+				notices = nil
+				continue
+			}
+			p.loop.Doubt()
+		case <-tick.C:
+			p.refreshRoutes()
+		}
+	}
+}
+
+// runDiag serves the diagnosis socket, under the plugin's name once it is known.
+func (p *parts) runDiag(ctx context.Context) {
+	dir := filepath.Join(p.cfg.HostRun, filepath.Base(diag.SocketDir))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		p.log.Error("no diagnosis socket", "err", err)
+		return
+	}
+	name := "sluice"
+	if p.cfg.Scope == scopeLocal {
+		name = "sluice-local"
+	}
+	serving, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { p.serveDiag(serving, dir, name) })
+	select {
+	case <-ctx.Done():
+	case told := <-p.follower.named:
+		if told != name {
+			stop()
+			wg.Wait()
+			p.serveDiag(ctx, dir, told)
+		}
+	}
+	wg.Wait()
+	stop()
+}
+
+func (p *parts) serveDiag(ctx context.Context, dir, name string) {
+	l, err := listen(filepath.Join(dir, name+diag.SocketSuffix))
+	if err == nil {
+		err = serve(ctx, l, p.diag, p.log)
+	}
+	if err != nil {
+		p.log.Error("no diagnosis socket", "err", err)
+	}
+}
+
+// datapath says how service VIPs are served here.
+func (p *parts) datapath() (name, why string) {
+	missing := p.features.Load()
+	switch {
+	case missing == nil:
+		return "nft", "the kernel is being probed"
+	case len(*missing) > 0:
+		return "none", strings.Join(*missing, "; ")
+	}
+	return "nft", "this version serves VIPs by nftables, and the kernel has all that is needed"
+}
+
+// trouble lists what the parts have to report.
+func (p *parts) trouble() []diag.Problem {
+	var out []diag.Problem
+	if m := p.features.Load(); m != nil {
+		for _, what := range *m {
+			out = append(out, diag.Problem{What: what, Do: "use a kernel that has it; networks on this node do not work without"})
+		}
+	}
+	st := p.store.Status()
+	for _, d := range st.Damage {
+		out = append(out, diag.Problem{
+			What: fmt.Sprintf("the state file was damaged (%s) and is kept as %s", d.Reason, d.File),
+			Do:   "the node was rebuilt from what the engine and its peers know; delete the kept file when you have looked at it",
+		})
+	}
+	if st.Trouble != nil {
+		out = append(out, diag.Problem{What: "state cannot be saved: " + st.Trouble.Error(), Do: "make room on the disk with docker's data directory; until then new networks and containers are refused"})
+	}
+	return out
+}
+
+// pools is the use of the pools that this process decides on.
+func (p *parts) pools() map[model.NetworkID]diag.Pool {
+	out := make(map[model.NetworkID]diag.Pool)
+	for _, s := range p.ipam.Snapshot() {
+		if s.Network != "" {
+			out[s.Network] = diag.Pool{Used: s.Used, Size: s.Used + s.Free}
+		}
+	}
+	return out
+}
+
+// pluginID is this plugin's id in the engine, by the directory that the engine
+// mounts for its socket; empty if the process runs otherwise.
+func pluginID() string {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	return pluginIDIn(string(b))
+}
+
+// pluginIDIn finds the id in the text of mountinfo (proc(5)): the mount on
+// /run/docker/plugins has a root that ends in it.
+func pluginIDIn(mountinfo string) string {
+	for line := range strings.Lines(mountinfo) {
+		f := strings.Fields(line)
+		if len(f) > 4 && f[4] == filepath.Dir(socketPath) {
+			return filepath.Base(f[3])
+		}
+	}
+	return ""
+}
+
+// residentBytes is the resident size of this process; 0 if the kernel does not tell.
+func residentBytes() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	pages, err := secondField(string(b))
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize())
+}
+
+func secondField(s string) (uint64, error) {
+	f := strings.Fields(s)
+	if len(f) < 2 {
+		return 0, errors.New("too short")
+	}
+	n, err := strconv.ParseUint(f[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("statm: %w", err)
+	}
+	return n, nil
+}
+
+// version is what the build recorded of its source.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
