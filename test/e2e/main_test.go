@@ -1,0 +1,369 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/test/cluster"
+	"sluice/test/image"
+)
+
+// Names by which the plugin and its local alias are installed.
+const (
+	plugin      = "sluice:latest"
+	localPlugin = "sluice-local:latest"
+)
+
+// patience bounds every wait for something that takes seconds at most on an
+// idle machine; ten such waits may run side by side on two cores.
+const patience = 60 * time.Second
+
+// lab is the cluster that all tests share.
+var lab *cluster.Cluster
+
+// root is the module's directory.
+var root string
+
+// place copies a program to where a host finds it under the path returned: one
+// with another engine sees no files of the machine but those in its directory.
+func place(h *cluster.Host, program string) (string, error) {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(h.Dir(), filepath.Base(program))
+	return path, os.WriteFile(path, text, 0o755)
+}
+
+// sluiceCommand is the path of the built command on a host.
+func sluiceCommand(h *cluster.Host) string { return filepath.Join(h.Dir(), "sluice") }
+
+func TestMain(m *testing.M) {
+	cluster.MaybeInner()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Println("SKIP: end-to-end tests make network namespaces and run Docker engines, which needs root")
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	c, err := setUp(ctx)
+	if err != nil {
+		fmt.Println("end-to-end tests could not be set up:", err)
+		return 1
+	}
+	lab = c
+	code := m.Run()
+	if err := verifyNothingLeft(context.Background()); err != nil {
+		fmt.Println("FAIL:", err)
+		code = 1
+	}
+	if code != 0 {
+		keepLogs(c)
+	}
+	if err := c.Down(); err != nil {
+		fmt.Println("FAIL: take the cluster down:", err)
+		code = 1
+	}
+	return code
+}
+
+// before is how the hosts looked with swarm and plugin, but no network of it.
+var before = map[string]cluster.Snapshot{}
+
+func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	root = filepath.Dir(filepath.Dir(wd))
+	make := exec.CommandContext(ctx, "make", "-s", "-C", root, "rootfs", "build")
+	if out, err := make.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("make rootfs build: %w\n%s", err, out)
+	}
+	engine := ""
+	if suite := os.Getenv("SLUICE_TEST_ENGINE"); suite != "" {
+		if engine, err = cluster.EngineTree(ctx, suite, os.Stdout); err != nil {
+			return nil, err
+		}
+	}
+	if c, err = cluster.Up(ctx, cluster.Options{
+		Hosts: 3, Prefix: "e", Dir: filepath.Join(os.TempDir(), "sluice-e2e"), Log: slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Engine: engine,
+	}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			keepLogs(c)
+			c.Down()
+		}
+	}()
+	for _, h := range c.Hosts() {
+		if _, err := place(h, filepath.Join(root, "build", "sluice")); err != nil {
+			return c, err
+		}
+	}
+	images, err := image.Build(ctx, c.Dir())
+	if err != nil {
+		return c, err
+	}
+	if err := c.LoadImages(ctx, images); err != nil {
+		return c, err
+	}
+	// Before the swarm: the scheduler learns of a plugin that is enabled later
+	// only when the node next reports, up to 20 s.
+	built := filepath.Join(root, "build", "plugin")
+	if err := c.InstallPlugin(ctx, plugin, built, "LOG_LEVEL=debug"); err != nil {
+		return c, err
+	}
+	if err := c.Swarm(ctx, 1); err != nil {
+		return c, err
+	}
+	// The engine makes docker_gwbridge with the first network that needs it, and
+	// never removes it: it is no leftover of ours.
+	for _, h := range c.Hosts() {
+		if before[h.Name()], err = h.Snapshot(ctx); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// verifyNothingLeft compares every host with how it was before the first test.
+func verifyNothingLeft(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return cluster.Wait(ctx, "all hosts look as they did before the tests", func(ctx context.Context) error {
+		for _, h := range lab.Hosts() {
+			after, err := h.Snapshot(ctx)
+			if err != nil {
+				return err
+			}
+			diff := slices.DeleteFunc(before[h.Name()].Diff(after), ofIngress)
+			if len(diff) > 0 {
+				return fmt.Errorf("host %s:\n%s", h.Name(), strings.Join(diff, "\n"))
+			}
+		}
+		return nil
+	})
+}
+
+// ofIngress tells what belongs to the sandbox of Docker's own ingress network: an
+// engine that is started again makes it anew, with other names and ports.
+func ofIngress(line string) bool {
+	return strings.Contains(line, "ingress_sbox") || strings.Contains(line, "link veth") && strings.Contains(line, "master docker_gwbridge")
+}
+
+// keepLogs copies the engines' logs, which hold the plugin's too, to where a
+// person can read them after the cluster is gone.
+func keepLogs(c *cluster.Cluster) {
+	dir := filepath.Join(root, "build", "e2e-logs")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		fmt.Println("keep logs:", err)
+		return
+	}
+	for _, h := range c.Hosts() {
+		text, err := os.ReadFile(h.LogFile())
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, h.Name()+".log"), text, 0o644)
+		}
+		if err != nil {
+			fmt.Println("keep logs:", err)
+		}
+	}
+	fmt.Println("the engines' logs are in", dir)
+}
+
+// within gives a test a context that ends with its patience.
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// docker runs a docker command on host i and fails the test if it fails.
+func docker(t *testing.T, i int, args ...string) string {
+	t.Helper()
+	out, err := lab.Host(i).Docker(within(t), args...)
+	if err != nil {
+		t.Fatalf("host %d: docker %s: %v", i, strings.Join(args, " "), err)
+	}
+	return out
+}
+
+// network makes a swarm network that the test's end removes.
+func network(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	full := append([]string{"network", "create", "-d", plugin, "--ipam-driver", plugin, "--attachable"}, args...)
+	id := docker(t, 1, append(full, name)...)
+	t.Cleanup(func() { removeNetwork(t, name) })
+	return id
+}
+
+// removeNetwork waits until no engine has the network any more: a service's tasks
+// outlive `service rm` by the time they take to stop, and the swarm forgets a
+// network while its last containers still run.
+func removeNetwork(t *testing.T, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	err := cluster.Wait(ctx, "network "+name+" is removed", func(ctx context.Context) error {
+		if _, err := lab.Host(1).Docker(ctx, "network", "rm", name); err != nil && !strings.Contains(err.Error(), "not found") {
+			return err
+		}
+		for _, h := range lab.Hosts() {
+			left, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "name=^"+name+"$")
+			if err != nil || left != "" {
+				return fmt.Errorf("%s has it still: %s %v", h.Name(), left, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// service makes a service of the probe image that the test's end removes, and
+// waits until its tasks run.
+func service(t *testing.T, name, network string, replicas int, args ...string) []cluster.Task {
+	t.Helper()
+	full := []string{"service", "create", "-d", "--no-resolve-image", "--name", name, "--network", network,
+		"--replicas", fmt.Sprint(replicas), "--stop-grace-period", "2s"}
+	full = append(full, args...)
+	if !strings.Contains(strings.Join(args, " "), image.Probe) {
+		full = append(full, image.Probe)
+	}
+	docker(t, 1, full...)
+	t.Cleanup(func() { removeService(t, name) })
+	return running(t, name, replicas)
+}
+
+func removeService(t *testing.T, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if _, err := lab.Host(1).Docker(ctx, "service", "rm", name); err != nil && !strings.Contains(err.Error(), "not found") {
+		t.Error(err)
+	}
+}
+
+// running waits until exactly n tasks of a service run.
+func running(t *testing.T, name string, n int) []cluster.Task {
+	t.Helper()
+	tasks, err := lab.WaitService(within(t), name, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tasks
+}
+
+// vip is the service's virtual IP.
+func vip(t *testing.T, name, network string) netip.Addr {
+	t.Helper()
+	a, err := lab.VIP(within(t), name, network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// summary is what `probe get --summary` prints.
+type summary struct {
+	Tries  int
+	OK     int
+	Failed int
+	Hosts  map[string]int
+	Errors map[string]int
+}
+
+// get asks an address from a container on a host; args are probe's.
+func get(ctx context.Context, h *cluster.Host, container string, args ...string) (summary, error) {
+	full := append([]string{"exec", container, "/probe", "get", "--summary"}, args...)
+	out, runErr := h.Docker(ctx, full...)
+	var s summary
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return s, fmt.Errorf("probe get %s on %s: %w (%v)", strings.Join(args, " "), h.Name(), err, runErr)
+	}
+	return s, nil
+}
+
+// reaches waits until every one of n requests is answered and the answers come
+// from want different hosts.
+func reaches(t *testing.T, h *cluster.Host, container string, want, n int, args ...string) {
+	t.Helper()
+	ctx := within(t)
+	full := append([]string{"-n", fmt.Sprint(n)}, args...)
+	err := cluster.Wait(ctx, fmt.Sprintf("%d requests from %s reach %d tasks", n, h.Name(), want), func(ctx context.Context) error {
+		s, err := get(ctx, h, container, full...)
+		if err != nil {
+			return err
+		}
+		if s.Failed > 0 || len(s.Hosts) != want {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// reply is one answer of probe serve.
+type reply struct {
+	OK    bool
+	Error string
+	Reply struct {
+		Host, Local, Peer string
+	}
+}
+
+// ask makes one request and returns the answer.
+func ask(t *testing.T, h *cluster.Host, container string, args ...string) reply {
+	t.Helper()
+	out, err := h.Docker(within(t), append([]string{"exec", container, "/probe", "get"}, args...)...)
+	var r reply
+	if jerr := json.Unmarshal([]byte(out), &r); jerr != nil {
+		t.Fatalf("probe get %v on %s: %v, %v: %q", args, h.Name(), err, jerr, out)
+	}
+	return r
+}
+
+// client runs a container on a network that the test's end removes.
+func client(t *testing.T, i int, network string, args ...string) string {
+	t.Helper()
+	full := append([]string{"run", "-d", "--network", network, "--stop-signal", "SIGKILL", "--cap-add", "NET_RAW"}, args...)
+	id := docker(t, i, append(full, image.Probe)...)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := lab.Host(i).Docker(ctx, "rm", "-f", id); err != nil {
+			t.Error(err)
+		}
+	})
+	return id
+}
+
+// sluice asks the plugin on host i and decodes the answer.
+func sluice(t *testing.T, i int, out any, args ...string) {
+	t.Helper()
+	text, err := lab.Host(i).Exec(within(t), append([]string{sluiceCommand(lab.Host(i)), "--json"}, args...)...)
+	if jerr := json.Unmarshal([]byte(text), out); jerr != nil {
+		t.Fatalf("sluice %v on host %d: %v, %v: %q", args, i, err, jerr, text)
+	}
+}

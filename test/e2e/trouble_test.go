@@ -1,0 +1,195 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/internal/diag"
+	"sluice/test/cluster"
+)
+
+// pluginPID is the plugin's process on a host, as the host counts.
+func pluginPID(t *testing.T, h *cluster.Host) string {
+	t.Helper()
+	out, err := h.Exec(within(t), "sh", "-c", `for p in /proc/[0-9]*; do
+		[ "$(readlink $p/exe)" = /bin/sluice-plugin ] && echo "${p#/proc/}"; done; true`)
+	pids := strings.Fields(out)
+	if err != nil || len(pids) != 1 {
+		t.Fatalf("plugin's process on %s: %q, %v", h.Name(), out, err)
+	}
+	return pids[0]
+}
+
+func TestPluginKilledUnderTrafficLosesNothing(t *testing.T) {
+	network(t, "web")
+	tasks := service(t, "s1", "web", 3)
+	v := vip(t, "s1", "web").String()
+	c := client(t, 2, "web")
+	reaches(t, lab.Host(2), c, 3, 6, v)
+	done := make(chan summary, 1)
+	go func() {
+		s, err := get(within(t), lab.Host(2), c, "--for", "10s", "--every", "5ms", v)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- s
+	}()
+	for _, h := range lab.Hosts() {
+		old := pluginPID(t, h)
+		if _, err := h.Exec(within(t), "kill", "-9", old); err != nil {
+			t.Fatal(err)
+		}
+		err := cluster.Wait(within(t), "the plugin is back on "+h.Name(), func(ctx context.Context) error {
+			out, err := h.Exec(ctx, sluiceCommand(h), "--json", "status")
+			if out == "" {
+				return err
+			}
+			var st diag.Status
+			if err := json.Unmarshal([]byte(out), &st); err != nil {
+				return err
+			}
+			if st.Loop.Rounds == 0 || st.Engine == "" {
+				return fmt.Errorf("not working yet: %+v", st)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := <-done; s.Failed > 0 || s.OK < 100 {
+		t.Errorf("requests while plugins were killed: %+v", s)
+	}
+	for i := 1; i <= 3; i++ {
+		noDiff(t, i)
+	}
+	docker(t, 1, "service", "scale", "-d", "s1=5")
+	running(t, "s1", 5)
+	reaches(t, lab.Host(2), c, 5, 10, v)
+	_ = tasks
+}
+
+func TestEngineKilledAndStartedAgain(t *testing.T) {
+	network(t, "web")
+	service(t, "s1", "web", 3)
+	v := vip(t, "s1", "web").String()
+	c := client(t, 1, "web")
+	reaches(t, lab.Host(1), c, 3, 6, v)
+	h := lab.Host(3)
+	if err := h.KillEngine(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.StartEngine(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	running(t, "s1", 3)
+	reaches(t, lab.Host(1), c, 3, 6, v)
+	noDiff(t, 3)
+}
+
+func TestStateFileDamaged(t *testing.T) {
+	network(t, "web")
+	service(t, "s1", "web", 3)
+	v := vip(t, "s1", "web").String()
+	c := client(t, 3, "web")
+	reaches(t, lab.Host(3), c, 3, 6, v)
+	h := lab.Host(3)
+	done := make(chan summary, 1)
+	go func() {
+		s, err := get(within(t), lab.Host(3), c, "--for", "8s", "--every", "5ms", v)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- s
+	}()
+	pid := pluginPID(t, h)
+	state := filepath.Join("/proc", pid, "root/var/lib/sluice")
+	if _, err := h.Exec(within(t), "sh", "-c", "dd if=/dev/urandom of="+state+"/state.db bs=4096 count=4 conv=notrunc 2>&1 && kill -9 "+pid); err != nil {
+		t.Fatal(err)
+	}
+	var st diag.Status
+	err := cluster.Wait(within(t), "status tells of the damage, and the node is rebuilt", func(ctx context.Context) error {
+		out, err := h.Exec(ctx, sluiceCommand(h), "--json", "status")
+		if out == "" {
+			return err
+		}
+		if err := json.Unmarshal([]byte(out), &st); err != nil {
+			return err
+		}
+		if !strings.Contains(out, "damaged") || st.Networks != 1 || st.Endpoints != 2 || len(st.Gossip.Peers) != 2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if s := <-done; s.Failed > 0 || s.OK < 100 {
+		t.Errorf("requests while the state was lost: %+v", s)
+	}
+	reaches(t, lab.Host(3), c, 3, 6, v)
+	noDiff(t, 3)
+	out, err := h.Exec(within(t), "sh", "-c", "ls /proc/"+pluginPID(t, h)+"/root/var/lib/sluice")
+	if err != nil || !strings.Contains(out, "damaged") {
+		t.Errorf("the damaged file is not kept: %q, %v", out, err)
+	}
+}
+
+func TestDriftIsMended(t *testing.T) {
+	id := network(t, "web")
+	service(t, "s1", "web", 3)
+	v := vip(t, "s1", "web").String()
+	c := client(t, 1, "web")
+	reaches(t, lab.Host(1), c, 3, 6, v)
+	ns := "sluice-" + id[:12]
+	for name, damage := range map[string][]string{
+		"balancer's table deleted": {"nft", "delete", "table", "bridge", "sluice"},
+		"VXLAN device deleted":     {"ip", "link", "del", "vxlan0"},
+		"neighbours flushed":       {"ip", "neigh", "flush", "dev", "br0", "nud", "permanent"},
+		"bridge's addresses gone":  {"ip", "addr", "flush", "dev", "br0"},
+		"forwarding entries lost":  {"sh", "-c", "bridge fdb show dev vxlan0 | while read mac rest; do bridge fdb del $mac dev vxlan0 self; bridge fdb del $mac dev vxlan0 master; done; true"},
+		"a sysctl changed":         {"sysctl", "-qw", "net.ipv4.ip_forward=1"},
+	} {
+		if _, err := lab.Host(1).Exec(within(t), append([]string{"ip", "netns", "exec", ns}, damage...)...); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		noDiff(t, 1)
+		reaches(t, lab.Host(1), c, 3, 6, v)
+	}
+}
+
+func TestVNITakenByAnotherDevice(t *testing.T) {
+	ctx := within(t)
+	for _, h := range lab.Hosts() {
+		if _, err := h.Exec(ctx, "ip", "link", "add", "foreign0", "type", "vxlan", "id", "77777", "dstport", "4799", "local", h.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		defer h.Exec(ctx, "ip", "link", "del", "foreign0")
+	}
+	network(t, "web", "-o", "sluice.vni=77777")
+	taskError(t, "web", "77777", "foreign0")
+}
+
+// taskError makes a service whose task must fail with a text that has all words.
+func taskError(t *testing.T, network string, words ...string) {
+	t.Helper()
+	docker(t, 1, "service", "create", "-d", "--no-resolve-image", "--name", "bad", "--network", network, "--restart-max-attempts", "1", "sluice-probe:test")
+	t.Cleanup(func() { removeService(t, "bad") })
+	err := cluster.Wait(within(t), fmt.Sprintf("docker service ps tells of %q", words), func(ctx context.Context) error {
+		out, err := lab.Host(1).Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "bad")
+		for _, w := range words {
+			if !strings.Contains(out, w) {
+				return fmt.Errorf("%q, %v", out, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
