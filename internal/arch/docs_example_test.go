@@ -1,0 +1,168 @@
+package arch
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/internal/diag"
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/internal/plan"
+)
+
+// packetPaths are the machine texts of docs/packet-paths.md: the plans of two
+// nodes, by phase, and what two events change in them.
+func packetPaths() map[string]func() string {
+	nodes := example(nil)
+	one, two := plan.Host(nodes[0]), plan.Host(nodes[1])
+	phases := func(s kernel.State, of ...kernel.Phase) func() string {
+		return func() string {
+			some := make(kernel.State)
+			for k, v := range s {
+				if slices.Contains(of, k.Phase()) {
+					some[k] = v
+				}
+			}
+			return fence(some.Text())
+		}
+	}
+	after := func(edit func(task string, t *model.Task)) func() string {
+		return func() string {
+			var b strings.Builder
+			for _, o := range kernel.Diff(one, plan.Host(example(edit)[0])) {
+				b.WriteString(o.String() + "\n")
+			}
+			return fence(b.String())
+		}
+	}
+	return map[string]func() string{
+		"node1-netns":     phases(one, kernel.PhaseNetns, kernel.PhaseSysctl),
+		"node1-links":     phases(one, kernel.PhaseBridge, kernel.PhaseVXLAN, kernel.PhaseVeth),
+		"node1-addresses": phases(one, kernel.PhaseAddr),
+		"node1-peers":     phases(one, kernel.PhaseNeigh),
+		"node1-filter":    phases(one, kernel.PhaseFilter),
+		"node1-balancer":  phases(one, kernel.PhaseVIP),
+		"node1-tasks":     phases(one, kernel.PhaseTask),
+		"node2-peers":     phases(two, kernel.PhaseNeigh),
+		"node2-tasks":     phases(two, kernel.PhaseTask),
+		"leaving": after(func(task string, t *model.Task) {
+			t.Leaving = task == "web.2"
+		}),
+		"none-ready": after(func(_ string, t *model.Task) {
+			t.Ready = false
+		}),
+	}
+}
+
+// healthy is what `sluice status` answers on a worker without problems.
+func healthy() diag.Status {
+	return diag.Status{
+		Version: "v0.1.0", Alias: "sluice:latest", Scope: "global", Node: "x8k2mq0v7w1t5r9y3u6i4o2pa", Host: "h2", Role: "worker",
+		VTEP: "192.0.2.2", Port: 4799, Engine: "20.10.24+dfsg1", Datapath: "nft",
+		Why:      "this version serves VIPs by nftables, and the kernel has all that is needed",
+		Networks: 1, Endpoints: 2, Services: 1, Memory: 27 << 20,
+		Gossip: diag.Gossip{State: "running on 192.0.2.2", Peers: []diag.Peer{
+			{Node: "3f0a9c1e7b5d2468ace013579", Host: "h1", VTEP: "192.0.2.1", State: "present", Endpoints: 1},
+			{Node: "9c7d5e3f1a0b2468ace013579", Host: "h3", VTEP: "192.0.2.3", State: "present", Endpoints: 2},
+		}},
+		Loop: diag.LoopState{Rounds: 40, Changes: 52, ReadBack: time.Now().Add(-2 * time.Second)},
+	}
+}
+
+// starting is what `sluice services` answers while a task starts.
+func starting() diag.Services {
+	return diag.Services{Services: []diag.Service{{
+		Name: "web", Network: "shop", VIP: "10.255.0.2", Datapath: "nft", Mode: "dr", Scheduler: "rr",
+		Backends: []diag.Backend{
+			{Addr: "10.255.0.3", Node: "h1", Weight: 1, State: "ready"},
+			{Addr: "10.255.0.4", Node: "h2", Weight: 1, State: "ready"},
+			{Addr: "10.255.0.6", Node: "h3", Weight: 1, State: "not ready"},
+		},
+	}}}
+}
+
+// TestDocsShowTheWholePlan: no phase is left out of the page.
+func TestDocsShowTheWholePlan(t *testing.T) {
+	shown := make(map[string]bool)
+	for name, f := range packetPaths() {
+		if strings.HasPrefix(name, "node1-") {
+			for line := range strings.Lines(f()) {
+				shown[line] = true
+			}
+		}
+	}
+	for line := range strings.Lines(plan.Host(example(nil)[0]).Text()) {
+		if !shown[line] {
+			t.Errorf("missing: %s", line)
+		}
+	}
+}
+
+func fence(text string) string { return "```\n" + text + "```\n" }
+
+// example is what two nodes see of one network with a service of two tasks, one
+// on each, and a client on the first. edit may change what is said of a task.
+func example(edit func(task string, t *model.Task)) [2]model.View {
+	const net model.NetworkID = "shopnet000000000000000000" // 25 characters, as swarm's are
+	const service model.ServiceID = "webservice"
+	addr := netip.MustParseAddr
+	vip := addr("10.255.0.2")
+	vteps := [2]string{"192.0.2.1", "192.0.2.2"}
+	containers := []struct {
+		id   string
+		node int
+		ip   string
+		task string
+	}{
+		{"a1", 0, "10.255.0.3", "web.1"},
+		{"b2", 1, "10.255.0.4", "web.2"},
+		{"c3", 0, "10.255.0.5", ""},
+	}
+	var out [2]model.View
+	for self := range out {
+		v := model.View{
+			Self: model.Self{Node: nodeID(self), VTEP: addr(vteps[self]), VXLANPort: 4799},
+			Networks: map[model.NetworkID]model.Network{net: {
+				ID: net, Name: "shop", Subnet: netip.MustParsePrefix("10.255.0.0/20"), Gateway: addr("10.255.0.1"), VNI: 1048577, MTU: 1450,
+				Options: model.NetworkOptions{Datapath: "auto", Mode: "dr", Scheduler: "rr"},
+			}},
+			Endpoints: make(map[model.EndpointID]model.Endpoint),
+			Remotes:   make(map[model.EndpointID]model.Remote),
+			Services: map[model.ServiceID]model.Service{service: {
+				ID: service, Name: "web", VIPs: map[model.NetworkID]netip.Addr{net: vip},
+			}},
+		}
+		for _, c := range containers {
+			id := model.EndpointID(strings.Repeat(c.id, 32))
+			var task model.Task
+			prepared := vip
+			if c.task == "" {
+				prepared = netip.Addr{}
+			} else {
+				task = model.Task{ID: model.TaskID(c.task), Service: service, ServiceName: "web", VIP: vip, Ready: true}
+				if edit != nil {
+					edit(c.task, &task)
+				}
+			}
+			if c.node == self {
+				v.Endpoints[id] = model.Endpoint{
+					ID: id, Network: net, Addr: addr(c.ip), MAC: model.MACFor(addr(c.ip)), Phase: model.Taken,
+					Sandbox: "/host/run/docker/netns/" + strings.Repeat("5d"+c.id, 3), Task: task, Prepared: prepared,
+				}
+				continue
+			}
+			v.Remotes[id] = model.Remote{
+				ID: id, Network: net, Node: nodeID(c.node), VTEP: addr(vteps[c.node]), Addr: addr(c.ip),
+				MAC: model.MACFor(addr(c.ip)), Task: task, Prepared: prepared,
+			}
+		}
+		out[self] = v
+	}
+	return out
+}
+
+func nodeID(i int) model.NodeID { return model.NodeID(fmt.Sprintf("node%d", i+1)) }
