@@ -137,11 +137,7 @@ func (n *Node) spawnLocked(f func()) bool {
 	if !n.running {
 		return false
 	}
-	n.wg.Add(1)
-	go func() {
-		defer n.wg.Done()
-		f()
-	}()
+	n.wg.Go(f)
 	return true
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -193,9 +194,7 @@ func (k *Kernel) dumpFilter(out kernel.State) error {
 			return err
 		}
 		c, err := readChain(ipt)
-		for key, v := range c.state() {
-			out[key] = v
-		}
+		maps.Copy(out, c.state())
 		return err
 	})
 }

@@ -95,11 +95,9 @@ func (w *watcher) start(s *space) error {
 		return f.Close()
 	}
 	w.subs[s.name] = f
-	w.readers.Add(1)
-	go func() {
-		defer w.readers.Done()
+	w.readers.Go(func() {
 		w.read(s, f)
-	}()
+	})
 	return nil
 }
 

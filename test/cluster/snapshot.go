@@ -169,13 +169,14 @@ func linkLines(body string) ([]string, error) {
 	}
 	var lines []string
 	for _, l := range links {
-		line := fmt.Sprintf("%s mtu %d", l.Ifname, l.MTU)
+		var line strings.Builder
+		line.WriteString(fmt.Sprintf("%s mtu %d", l.Ifname, l.MTU))
 		for _, f := range [][2]string{{"kind", l.Linkinfo.Kind}, {"master", l.Master}, {"alias", l.Ifalias}} {
 			if f[1] != "" {
-				line += " " + f[0] + " " + f[1]
+				line.WriteString(" " + f[0] + " " + f[1])
 			}
 		}
-		lines = append(lines, line)
+		lines = append(lines, line.String())
 	}
 	return lines, nil
 }

@@ -127,8 +127,8 @@ func (t *tally) add(e event) {
 		fmt.Fprintf(t.out, "%-4s %s %.1fs\n", e.Action, n.pkg, e.Elapsed)
 		// What a package skips as a whole, it says itself.
 		for _, line := range t.output[n] {
-			if strings.HasPrefix(line, "SKIP: ") {
-				t.skipped = append(t.skipped, n.pkg+": "+strings.TrimSpace(strings.TrimPrefix(line, "SKIP: ")))
+			if after, ok := strings.CutPrefix(line, "SKIP: "); ok {
+				t.skipped = append(t.skipped, n.pkg+": "+strings.TrimSpace(after))
 			}
 		}
 	}

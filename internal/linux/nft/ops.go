@@ -8,7 +8,9 @@ import (
 )
 
 // present is the data of an element that is there; in a set, that is all of it.
-func present(data string) *string { return &data }
+//
+//go:fix inline
+func present(data string) *string { return new(data) }
 
 // want4 is an error unless all addresses are IPv4: that is what the tables know.
 func want4(what kernel.Key, addrs ...netip.Addr) error {
@@ -84,14 +86,14 @@ func (c *change) bridgeOp(op kernel.Op) error {
 		// The MAC is part of the element's key.
 		ip := ipKey(k.IP)
 		if op.Have != nil {
-			c.put(setMembers, ip+macKey(have.MAC), present(""), nil)
+			c.put(setMembers, ip+macKey(have.MAC), new(""), nil)
 		}
 		if op.Want != nil {
 			var there *string
 			if op.Have != nil && have == want {
-				there = present("")
+				there = new("")
 			}
-			c.put(setMembers, ip+macKey(want.MAC), there, present(""))
+			c.put(setMembers, ip+macKey(want.MAC), there, new(""))
 		}
 		c.alone[setMembers] = append(c.alone[setMembers], ip)
 		c.sure = c.sure && (op.Have == nil || !have.MAC.IsZero())
@@ -153,7 +155,7 @@ func (c *change) taskOp(op kernel.Op) error {
 		if err := want4(k, s.Addr); err != nil {
 			return nil, nil, err
 		}
-		in = present(ipKey(s.Addr))
+		in = new(ipKey(s.Addr))
 		if s.Loop {
 			loop = in
 		}
