@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"sluice/internal/model"
 	"sluice/test/cluster"
 	"sluice/test/image"
 )
@@ -214,7 +215,8 @@ func ask(ctx context.Context, s *story, c config, cl *cluster.Cluster) error {
 		v.check(strings.Join(args, " "), err)
 	}
 	if c.driver != overlay {
-		s.inspect(ctx, c, cl, tasks, vip, &v)
+		s.inspect(ctx, c, cl, &v)
+		v.check("the path of one request", s.path(ctx, cl, tasks, vip))
 	}
 	return v.err()
 }
@@ -267,7 +269,7 @@ func (s *story) askOnce(ctx context.Context, from caller, to netip.Addr, balance
 }
 
 // inspect lets the sluice command say what it knows, on the client's host.
-func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, tasks []cluster.Task, vip netip.Addr, v *verdicts) {
+func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, v *verdicts) {
 	s.chapter("what sluice says about it")
 	path, err := filepath.Abs(c.sluice)
 	if err == nil {
@@ -281,14 +283,9 @@ func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, task
 	// Its help, on whichever stream, names the verbs that this version has.
 	help, err := h.Command(ctx, path, "--help").CombinedOutput()
 	v.check("sluice --help", err)
-	client := tasks[0].Addrs[network].String()
-	if out, err := h.Docker(ctx, "inspect", "--format", "{{(index .NetworkSettings.Networks \""+network+"\").IPAddress}}", "client"); err == nil {
-		client = out
-	}
 	for _, args := range [][]string{
 		{"status"},
 		{"services"},
-		{"explain", client, "->", vip.String() + ":80"},
 	} {
 		if !strings.Contains(string(help), "\n  "+args[0]+" ") {
 			s.say("(this version has no sluice %s)", args[0])
@@ -298,6 +295,61 @@ func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, task
 		s.command(h.Name(), "sluice "+quote(args), out)
 		v.check("sluice "+strings.Join(args, " "), err)
 	}
+}
+
+// path shows, in what the kernels really hold, where one request of the client
+// goes: to a task on another host, because that way is the longer one.
+func (s *story) path(ctx context.Context, cl *cluster.Cluster, tasks []cluster.Task, vip netip.Addr) error {
+	s.chapter("the path of one request, read from the kernels")
+	from := cl.Host(hosts)
+	to := slices.IndexFunc(tasks, func(t cluster.Task) bool { return t.Host.Name() != from.Name() })
+	if to < 0 {
+		return errors.New("no task is on another host than the client")
+	}
+	task := tasks[to]
+	id, err := from.Docker(ctx, "network", "inspect", "--format", "{{.Id}}", network)
+	if err != nil {
+		return err
+	}
+	pid, err := task.Host.Docker(ctx, "inspect", "--format", "{{.State.Pid}}", task.Container)
+	if err != nil {
+		return err
+	}
+	netns := "sluice-" + id[:12]
+	mac := model.MACFor(task.Addrs[network]).String()
+	for _, hop := range []struct {
+		what string
+		host *cluster.Host
+		args []string
+		keep string // the lines of the output that matter
+	}{
+		{"the client asks the VIP; its network's bridge answers ARP for it", from,
+			[]string{"docker", "exec", "client", "/bin/ip", "neigh"}, vip.String() + " "},
+		{"the balancer in the network's namespace takes the next slot: a backend's MAC", from,
+			[]string{"ip", "netns", "exec", netns, "nft", "list", "map", "bridge", "sluice", "slots"}, vip.String() + " . "},
+		{"that MAC is behind the VXLAN device, on " + task.Host.Name(), from,
+			[]string{"ip", "netns", "exec", netns, "bridge", "fdb", "show", "dev", "vxlan0"}, mac + " dst"},
+		{"the task's own namespace turns the VIP into its address; the client's stays", task.Host,
+			[]string{"nsenter", "-t", pid, "-n", "nft", "list", "map", "ip", "sluice", "in"}, vip.String()},
+	} {
+		out, err := hop.host.Exec(ctx, hop.args...)
+		if err != nil {
+			return err
+		}
+		var lines []string
+		for l := range strings.Lines(out) {
+			if strings.Contains(l, hop.keep) {
+				lines = append(lines, strings.TrimSpace(l))
+			}
+		}
+		if len(lines) == 0 {
+			return fmt.Errorf("%s: nothing in the output of %s:\n%s", hop.what, quote(hop.args), out)
+		}
+		s.say("%s:", hop.what)
+		s.command(hop.host.Name(), quote(hop.args), strings.Join(lines, "\n"))
+	}
+	s.say("the reply goes straight back, from the VIP, by layer 2: no balancer is on its way")
+	return nil
 }
 
 // nothingLeft is the last check: the machine is as it was.
