@@ -17,10 +17,14 @@ STATIC   = CGO_ENABLED=0 $(GO) build -trimpath $(VCS) -ldflags '-s -w'
 # own; E2E_PKGS run Docker engines, likewise.
 ROOT_PKGS = ./internal/linux/...
 E2E_PKGS  = ./test/...
+# VM_PKGS need ip_vs. They run on this machine if its kernel has that, else each
+# under a kernel of its own, see test/vm/run-in-vm.
+VM_PKGS   = ./internal/linux/... ./internal/netnstest
+IN_VM     = -count=1 -exec '$(CURDIR)/test/vm/run-in-vm -n ip_vs --'
 UNIT_PKGS = $$($(GO) list ./... | grep -vE '/(internal/linux|test)(/|$$)')
 
 .PHONY: test-deps help build rootfs docker-rootfs plugin install uninstall demo demo-down \
-	test test-unit test-root test-e2e bench benchmarks race fuzz lint golden docs clean
+	test test-unit test-root test-vm test-e2e bench benchmarks race fuzz lint golden docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,6 +74,9 @@ test-unit: ## tests that need neither root nor an engine
 
 test-root: test-deps ## tests of the kernel side, in network namespaces; need root
 	$(GO) test -count=1 $(ROOT_PKGS)
+
+test-vm: test-deps ## the same under a kernel with ip_vs, a user-mode one where this machine's has none
+	REQUIRE=all $(GO) test $(IN_VM) $(VM_PKGS)
 
 test-e2e: test-deps build ## tests with real Docker engines, in namespaces; ENGINE=trixie or sid takes that Debian suite's
 	SLUICE_TEST_ENGINE=$(ENGINE) $(GO) test -count=1 -timeout 30m $(E2E_PKGS)
