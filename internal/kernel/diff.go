@@ -36,7 +36,8 @@ func (o Op) String() string {
 //     for its VXLAN device: the kernel destroys a namespace's devices late, and
 //     until then the VNI would be refused to a new network.
 //   - Translations in a task's namespace are not deleted one by one when its
-//     table goes: the table takes them with it.
+//     table goes: the table takes them with it. Nor are the destinations of an
+//     IPVS service that goes.
 //
 // And one makes up for what the kernel does: a VXLAN device whose VNI, port or
 // source changes is made anew and loses its forwarding entries, so they are set
@@ -144,6 +145,12 @@ func dies(have, want State, k Key) bool {
 	switch k := k.(type) {
 	case Netns, Filter, FilterPeer, TaskTable:
 		return false
+	case IPVSDest:
+		_, there := have[IPVSService{k.NS, k.Mark}]
+		_, wanted := want[IPVSService{k.NS, k.Mark}]
+		if there && !wanted {
+			return true
+		}
 	case Link:
 		if k.Kind == VXLAN {
 			return false
@@ -175,10 +182,12 @@ func byPhase(a, b Key) int {
 // rank orders kinds that share a phase.
 func rank(k Key) int {
 	switch k.(type) {
-	case BridgeTable, TaskTable, Filter:
+	case BridgeTable, TaskTable, Filter, MarkTable, IPVSTimeouts:
 		return 0
-	case VIP:
+	case VIP, IPVSService:
 		return 1
+	case Mark:
+		return 3 // a packet comes to a service that has all its backends
 	}
 	return 2
 }
@@ -201,7 +210,7 @@ func Apply(have State, ops []Op) State {
 		}
 		delete(out, o.Key)
 		switch o.Key.(type) {
-		case Netns, TaskTable, BridgeTable:
+		case Netns, TaskTable, BridgeTable, MarkTable, IPVSService:
 			maps.DeleteFunc(out, func(k Key, _ Value) bool { return inside(k, o.Key) })
 		}
 	}
@@ -217,7 +226,16 @@ func inside(k, gone Key) bool {
 		v, ok := k.(TaskVIP)
 		return ok && v.Sandbox == gone.Sandbox
 	case BridgeTable:
-		return k.Netns() == gone.NS && k.Phase() == PhaseVIP
+		switch k.(type) {
+		case Member, VIP, Slot, Alive, Other:
+			return k.Netns() == gone.NS
+		}
+	case MarkTable:
+		m, ok := k.(Mark)
+		return ok && m.NS == gone.NS
+	case IPVSService:
+		d, ok := k.(IPVSDest)
+		return ok && d.NS == gone.NS && d.Mark == gone.Mark
 	}
 	return false
 }

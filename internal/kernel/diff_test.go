@@ -69,6 +69,10 @@ func stands(k kernel.Key) []kernel.Key {
 		return []kernel.Key{kernel.VIP{NS: k.NS, IP: k.VIP}}
 	case kernel.Other:
 		return []kernel.Key{kernel.VIP{NS: k.NS, IP: k.VIP}}
+	case kernel.Mark:
+		return []kernel.Key{kernel.MarkTable{NS: k.NS}}
+	case kernel.IPVSDest:
+		return []kernel.Key{kernel.IPVSService{NS: k.NS, Mark: k.Mark}}
 	case kernel.TaskVIP:
 		return []kernel.Key{kernel.TaskTable{Sandbox: k.Sandbox}}
 	}
@@ -189,6 +193,38 @@ func TestOperations(t *testing.T) {
 				`- alive sluice-a 10.0.0.9 01:00:00:00:00:00`,
 				`~ translate task e1 vip 10.0.0.9 to 10.0.0.2 loop  (is: to 10.0.0.2)`,
 			}},
+		{"a service of IPVS is there before packets are marked for it, and they are not before it goes",
+			kernel.State{
+				kernel.MarkTable{NS: "sluice-a"}: kernel.MarkTableSpec{}, kernel.IPVSTimeouts{NS: "sluice-a"}: kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120},
+				kernel.Mark{NS: "sluice-a", VIP: vip}:              kernel.MarkSpec{Mark: 9},
+				kernel.IPVSService{NS: "sluice-a", Mark: 9}:        kernel.IPVSServiceSpec{Scheduler: "wlc"},
+				kernel.IPVSDest{NS: "sluice-a", Mark: 9, IP: ip}:   kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR},
+				kernel.IPVSService{NS: "sluice-a", Mark: 10}:       kernel.IPVSServiceSpec{Scheduler: "rr"},
+				kernel.IPVSDest{NS: "sluice-a", Mark: 10, IP: ip}:  kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR},
+				kernel.IPVSDest{NS: "sluice-a", Mark: 10, IP: vip}: kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR},
+			},
+			kernel.State{
+				kernel.MarkTable{NS: "sluice-a"}: kernel.MarkTableSpec{}, kernel.IPVSTimeouts{NS: "sluice-a"}: kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120},
+				kernel.Mark{NS: "sluice-a", VIP: vip, Client: ip}: kernel.MarkSpec{Mark: 131081},
+				kernel.IPVSService{NS: "sluice-a", Mark: 131081}:  kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true, Port: true, Persist: 60, PersistBits: 24},
+				kernel.IPVSService{NS: "sluice-a", Mark: 10}:      kernel.IPVSServiceSpec{Scheduler: "rr"},
+				kernel.IPVSDest{NS: "sluice-a", Mark: 10, IP: ip}: kernel.IPVSDestSpec{Weight: 0, Method: kernel.IPVSDR, Upper: 9, Lower: 5},
+			},
+			[]string{
+				`+ ipvs sluice-a fwm 131081 sh fallback port persist 60 bits 24`,
+				`~ ipvs sluice-a fwm 10 -> 10.0.0.2 weight 0 dr upper 9 lower 5  (is: weight 1 dr)`,
+				`+ mark sluice-a 10.0.0.9 client 10.0.0.2 fwm 131081`,
+				`- mark sluice-a 10.0.0.9 fwm 9`,
+				`- ipvs sluice-a fwm 10 -> 10.0.0.9 weight 1 dr`,
+				`- ipvs sluice-a fwm 9 wlc`,
+			}},
+		{"the balancers of both datapaths go each by itself",
+			kernel.State{
+				kernel.BridgeTable{NS: "sluice-a"}: kernel.BridgeTableSpec{}, kernel.VIP{NS: "sluice-a", IP: vip}: kernel.VIPSpec{Scheduler: "rr"},
+				kernel.MarkTable{NS: "sluice-a"}: kernel.MarkTableSpec{}, kernel.IPVSService{NS: "sluice-a", Mark: 9}: kernel.IPVSServiceSpec{Scheduler: "rr"},
+			},
+			kernel.State{kernel.MarkTable{NS: "sluice-a"}: kernel.MarkTableSpec{}, kernel.IPVSService{NS: "sluice-a", Mark: 9}: kernel.IPVSServiceSpec{Scheduler: "rr"}},
+			[]string{`- vip sluice-a 10.0.0.9 rr slots 0`, `- balancer sluice-a router 00:00:00:00:00:00`}},
 		{"a VXLAN device that is made anew gets its entries again",
 			kernel.State{vxlan: device, entry: there}, kernel.State{vxlan: moved, entry: there},
 			[]string{

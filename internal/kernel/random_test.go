@@ -61,6 +61,9 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 	if !rapid.Bool().Draw(t, "balancer") {
 		return
 	}
+	if rapid.Bool().Draw(t, "ipvs") {
+		ipvs(t, s, ns)
+	}
 	s[kernel.BridgeTable{NS: ns}] = kernel.BridgeTableSpec{Router: mac(t), Uplink: "vxlan0"}
 	for _, a := range some(t, "10.0.0") {
 		s[kernel.Member{NS: ns, IP: a}] = kernel.MemberSpec{MAC: mac(t)}
@@ -73,6 +76,20 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 			s[kernel.Slot{NS: ns, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: m}
 			s[kernel.Alive{NS: ns, VIP: vip, MAC: m}] = kernel.AliveSpec{}
 			s[kernel.Other{NS: ns, VIP: vip, Client: addrs("10.0.0").Draw(t, "client")}] = kernel.OtherSpec{MAC: m}
+		}
+	}
+}
+
+// ipvs adds services of IPVS and what leads to them.
+func ipvs(t *rapid.T, s kernel.State, ns string) {
+	s[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
+	s[kernel.IPVSTimeouts{NS: ns}] = kernel.IPVSTimeoutsSpec{TCP: rapid.IntRange(1, 2).Draw(t, "tcp"), FIN: 1, UDP: 1}
+	for i, vip := range some(t, "10.0.2") {
+		n := uint32(i + 1)
+		s[kernel.Mark{NS: ns, VIP: vip}] = kernel.MarkSpec{Mark: n}
+		s[kernel.IPVSService{NS: ns, Mark: n}] = kernel.IPVSServiceSpec{Scheduler: rapid.SampledFrom([]string{"rr", "wlc"}).Draw(t, "scheduler")}
+		for _, ip := range some(t, "10.0.0") {
+			s[kernel.IPVSDest{NS: ns, Mark: n, IP: ip}] = kernel.IPVSDestSpec{Weight: rapid.IntRange(0, 2).Draw(t, "weight"), Method: kernel.IPVSDR}
 		}
 	}
 }

@@ -42,7 +42,7 @@ type Damage string
 // The ways; which of them fit an object follows from its kind.
 const (
 	Deleted   Damage = "deleted"   // any object: it is gone
-	Changed   Damage = "changed"   // a sysctl, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry
+	Changed   Damage = "changed"   // a sysctl, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS
 	Down      Damage = "down"      // a link
 	Flushed   Damage = "flushed"   // the filter's chain
 	Reordered Damage = "reordered" // the filter: DROP comes first
@@ -55,6 +55,7 @@ type Subject struct {
 	Kernel Kernel
 	World  World
 	Tables bool // it has nftables: objects of PhaseVIP and PhaseTask
+	IPVS   bool // it has IPVS besides
 }
 
 // maxRounds bounds how often a difference may be worked on until it must be gone.
@@ -153,6 +154,9 @@ func (c *check) example() kernel.State {
 		c.sandbox = c.World.Sandbox(c.t)
 		addTables(s, c.sandbox)
 	}
+	if c.IPVS {
+		addIPVS(s)
+	}
 	return s
 }
 
@@ -171,7 +175,7 @@ func creates(t *testing.T, c *check) {
 func changes(t *testing.T, c *check) {
 	base := c.example()
 	c.converge(base, 1)
-	for _, tc := range changeCases(c.sandbox) {
+	for _, tc := range changeCases(c.sandbox, c.IPVS) {
 		want := maps.Clone(base)
 		tc.change(want)
 		if maps.Equal(want, base) {
@@ -253,7 +257,7 @@ func sparesForeign(t *testing.T, c *check) {
 func mendsDrift(t *testing.T, c *check) {
 	want := c.example()
 	c.converge(want, 1)
-	for _, d := range driftCases(c.sandbox) {
+	for _, d := range driftCases(c.sandbox, c.IPVS) {
 		t.Logf("%s is %s", d.key, d.how)
 		c.World.Spoil(t, d.key, d.how)
 		if ops := kernel.Diff(c.dump(), want); len(ops) == 0 {
@@ -359,7 +363,16 @@ func dropDependents(want kernel.State, key kernel.Key) {
 		case kernel.Filter:
 			_, drop = k.(kernel.FilterPeer)
 		case kernel.BridgeTable:
-			drop = k.Netns() == gone.NS && k.Phase() == kernel.PhaseVIP
+			switch k.(type) {
+			case kernel.Member, kernel.VIP, kernel.Slot, kernel.Alive, kernel.Other:
+				drop = k.Netns() == gone.NS
+			}
+		case kernel.MarkTable:
+			m, ok := k.(kernel.Mark)
+			drop = ok && m.NS == gone.NS
+		case kernel.IPVSService:
+			d, ok := k.(kernel.IPVSDest)
+			drop = ok && d.NS == gone.NS && d.Mark == gone.Mark
 		case kernel.TaskTable:
 			drop = k.Phase() == kernel.PhaseTask
 		case kernel.VIP:

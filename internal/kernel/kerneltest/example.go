@@ -92,6 +92,20 @@ func addTables(s kernel.State, path string) {
 	s[kernel.TaskVIP{Sandbox: path, VIP: secondVIP}] = kernel.TaskVIPSpec{Addr: secondMember}
 }
 
+// addIPVS adds the objects of IPVS: a VIP in netB with two backends, of which one
+// has a service of its own that leaves it out.
+func addIPVS(s kernel.State) {
+	s[kernel.MarkTable{NS: netB}] = kernel.MarkTableSpec{}
+	s[kernel.Mark{NS: netB, VIP: vip}] = kernel.MarkSpec{Mark: 7}
+	s[kernel.Mark{NS: netB, VIP: vip, Client: member}] = kernel.MarkSpec{Mark: 7 + 2<<16}
+	s[kernel.IPVSTimeouts{NS: netB}] = kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120}
+	s[kernel.IPVSService{NS: netB, Mark: 7}] = kernel.IPVSServiceSpec{Scheduler: "rr"}
+	s[kernel.IPVSService{NS: netB, Mark: 7 + 2<<16}] = kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true}
+	s[kernel.IPVSDest{NS: netB, Mark: 7, IP: member}] = kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}
+	s[kernel.IPVSDest{NS: netB, Mark: 7, IP: remote}] = kernel.IPVSDestSpec{Weight: 0, Method: kernel.IPVSDR}
+	s[kernel.IPVSDest{NS: netB, Mark: 7 + 2<<16, IP: remote}] = kernel.IPVSDestSpec{Weight: 3, Method: kernel.IPVSDR, Upper: 9, Lower: 5}
+}
+
 // changeCase is one value that becomes another.
 type changeCase struct {
 	name   string
@@ -113,8 +127,8 @@ func put(key kernel.Key, v kernel.Value) changeCase {
 }
 
 // changeCases are the changes of the example; sandbox is the path of its task's
-// namespace, empty where there are no tables.
-func changeCases(sandbox string) []changeCase {
+// namespace, empty where there are no tables; ipvs says whether there is IPVS.
+func changeCases(sandbox string, ipvs bool) []changeCase {
 	br := kernel.Link{NS: netA, Name: bridge, Kind: kernel.Bridge}
 	vx := kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}
 	ve := kernel.Link{NS: netA, Name: hostEndA, Kind: kernel.Veth}
@@ -150,6 +164,24 @@ func changeCases(sandbox string) []changeCase {
 			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
 		)
 	}
+	if ipvs {
+		service := kernel.IPVSService{NS: netB, Mark: 7}
+		dest := kernel.IPVSDest{NS: netB, Mark: 7, IP: member}
+		cases = append(cases,
+			put(kernel.Mark{NS: netB, VIP: vip}, kernel.MarkSpec{Mark: 7 + 2<<16}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.IPVSTimeouts{NS: netB}, kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 60, UDP: 120}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "wlc"}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true, Port: true}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 24}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 32}),
+			put(dest, kernel.IPVSDestSpec{Weight: 65535, Method: kernel.IPVSDR}),
+			put(dest, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT}),
+			put(dest, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSTun}),
+			put(dest, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR, Upper: 100, Lower: 50}),
+			put(kernel.IPVSDest{NS: netB, Mark: 7, IP: secondMember}, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}),
+		)
+	}
 	return cases
 }
 
@@ -159,8 +191,8 @@ type driftCase struct {
 	how Damage
 }
 
-// driftCases are the damages to the example; sandbox is as for changeCases.
-func driftCases(sandbox string) []driftCase {
+// driftCases are the damages to the example; the arguments are as for changeCases.
+func driftCases(sandbox string, ipvs bool) []driftCase {
 	br := kernel.Link{NS: netA, Name: bridge, Kind: kernel.Bridge}
 	vx := kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}
 	ve := kernel.Link{NS: netA, Name: hostEndA, Kind: kernel.Veth}
@@ -182,6 +214,16 @@ func driftCases(sandbox string) []driftCase {
 		cases = append(cases,
 			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
+		)
+	}
+	if ipvs {
+		cases = append(cases,
+			driftCase{kernel.MarkTable{NS: netB}, Deleted},
+			driftCase{kernel.IPVSTimeouts{NS: netB}, Changed},
+			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Changed},
+			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Deleted},
+			driftCase{kernel.IPVSDest{NS: netB, Mark: 7, IP: member}, Changed},
+			driftCase{kernel.IPVSDest{NS: netB, Mark: 7, IP: member}, Deleted},
 		)
 	}
 	return cases

@@ -163,7 +163,7 @@ func (f *Fake) Apply(ctx context.Context, ops []kernel.Op) []error {
 	lost := false // the rest of the round, by a fault
 	for i := 0; i < len(ops); {
 		n := 1
-		for batched(ops[i]) && i+n < len(ops) && ops[i+n].Key.Phase() == ops[i].Key.Phase() && ops[i+n].Key.Netns() == ops[i].Key.Netns() {
+		for batched(ops[i]) && i+n < len(ops) && batched(ops[i+n]) && ops[i+n].Key.Phase() == ops[i].Key.Phase() && ops[i+n].Key.Netns() == ops[i].Key.Netns() {
 			n++
 		}
 		err := ctx.Err()
@@ -184,9 +184,9 @@ func (f *Fake) Apply(ctx context.Context, ops []kernel.Op) []error {
 	return errs
 }
 
-// batched reports whether ops of this phase are done in one transaction.
+// batched reports whether ops like this one are done in one transaction; IPVS knows none.
 func batched(o kernel.Op) bool {
-	return o.Key.Phase() == kernel.PhaseVIP || o.Key.Phase() == kernel.PhaseTask
+	return !kernel.IsIPVS(o.Key) && (o.Key.Phase() == kernel.PhaseVIP || o.Key.Phase() == kernel.PhaseTask)
 }
 
 // fault throws the dice.

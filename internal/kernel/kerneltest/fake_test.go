@@ -10,7 +10,7 @@ import (
 func TestFakeKeepsContract(t *testing.T) {
 	Contract(t, func(t *testing.T) Subject {
 		f := NewFake()
-		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true}
+		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true, IPVS: true}
 	})
 }
 
@@ -39,6 +39,12 @@ func (w fakeWorld) Spoil(t *testing.T, key kernel.Key, how Damage) {
 			if how == Halved {
 				s[key] = kernel.FDBSpec{}
 			}
+		case kernel.IPVSTimeoutsSpec:
+			s[key] = kernel.IPVSTimeoutsSpec{TCP: 1, FIN: 1, UDP: 1}
+		case kernel.IPVSServiceSpec:
+			s[key] = kernel.IPVSServiceSpec{Scheduler: "dh"}
+		case kernel.IPVSDestSpec:
+			s[key] = kernel.IPVSDestSpec{Weight: 77, Method: kernel.IPVSDR}
 		case kernel.FilterSpec:
 			s[key] = kernel.FilterSpec{}
 		}

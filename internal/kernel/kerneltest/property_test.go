@@ -16,7 +16,8 @@ import (
 func randomState(t *rapid.T, label string, path string) kernel.State {
 	full := Example()
 	addTables(full, path)
-	for _, c := range changeCases(path) {
+	addIPVS(full)
+	for _, c := range changeCases(path, true) {
 		if rapid.IntRange(0, 3).Draw(t, label+" change "+c.name) == 0 {
 			c.change(full)
 		}

@@ -58,6 +58,10 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
 	case kernel.Other:
 		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
+	case kernel.Mark:
+		return f.need(kernel.MarkTable{NS: k.NS})
+	case kernel.IPVSDest:
+		return f.need(kernel.IPVSService{NS: k.NS, Mark: k.Mark})
 	}
 	return nil
 }
