@@ -259,6 +259,7 @@ var why = map[string]string{
 	"github.com/vishvananda/netns":         "enters network namespaces",
 	"github.com/google/nftables":           "rules and sets over netlink, in transactions, without the `nft` command",
 	"github.com/mdlayher/netlink":          "what google/nftables speaks through; used to read what that cannot return",
+	"github.com/moby/ipvs":                 "services and destinations of IPVS; what the engine itself uses",
 	"github.com/coreos/go-iptables":        "the one chain in the host's INPUT, made with the iptables that the engine uses",
 	"golang.org/x/sys":                     "system calls and constants",
 	"github.com/hashicorp/memberlist":      "who is there, encrypted packets and streams between nodes; the engine's own gossip is built on it too",

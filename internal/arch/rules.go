@@ -81,6 +81,7 @@ var homes = []struct{ library, home string }{
 	{"github.com/vishvananda/netns", "internal/linux/..."},
 	{"github.com/google/nftables", "internal/linux/..."},
 	{"github.com/mdlayher/netlink", "internal/linux/..."},
+	{"github.com/moby/ipvs", "internal/linux/..."},
 	{"github.com/coreos/go-iptables", "internal/linux/..."},
 	{"golang.org/x/sys", "internal/linux/..."},
 	{"github.com/hashicorp/memberlist", "internal/gossip"},

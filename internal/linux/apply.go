@@ -13,7 +13,8 @@ import (
 // Every op stands by itself: one that fails does not keep the next from being
 // tried. Neighbouring ops on the filter are done together, so are the nftables
 // ops of one namespace and those of one task, each in one transaction, and the
-// deletions of devices in one namespace: they share their result. When ctx ends,
+// deletions of devices in one namespace: they share their result. Ops on IPVS
+// among those of nftables keep their place, and have results of their own. When ctx ends,
 // what is left has its error.
 func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 	k.mu.Lock()
@@ -173,12 +174,8 @@ func (k *Kernel) applySysctl(s *space, key kernel.Sysctl, want kernel.Value) err
 	return err
 }
 
-// applyTables hands neighbouring nftables ops on, one transaction for each namespace.
+// applyTables hands neighbouring ops of nftables and IPVS on, namespace by namespace.
 func (k *Kernel) applyTables(ops []kernel.Op, errs []error) {
-	if k.cfg.Tables == nil {
-		fill(errs, fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported))
-		return
-	}
 	done := map[string]bool{}
 	for i := range ops {
 		ns := ops[i].Key.Netns()
@@ -187,25 +184,53 @@ func (k *Kernel) applyTables(ops []kernel.Op, errs []error) {
 		}
 		done[ns] = true
 		var batch []kernel.Op
-		for _, o := range ops[i:] {
-			if o.Key.Netns() == ns {
-				batch = append(batch, o)
+		var at []int // where they stand in ops
+		for j := i; j < len(ops); j++ {
+			if ops[j].Key.Netns() == ns {
+				batch, at = append(batch, ops[j]), append(at, j)
 			}
 		}
-		err := k.applyBatch(ns, batch)
-		for j := i; j < len(ops); j++ {
-			if ops[j].Key.Netns() != ns {
-				continue
+		for n, err := range k.applyNamespace(ns, batch) {
+			if errors.Is(err, kernel.ErrNotExist) && batch[n].Want == nil {
+				err = nil // what it was in has gone
 			}
-			errs[j] = err
-			if errors.Is(err, kernel.ErrNotExist) && ops[j].Want == nil {
-				errs[j] = nil // what it was in has gone
-			}
+			errs[at[n]] = err
 		}
 	}
 }
 
+// applyNamespace does ops of one namespace in their order: rows of nftables each
+// in one go, those of IPVS between them one by one.
+func (k *Kernel) applyNamespace(ns string, ops []kernel.Op) []error {
+	errs := make([]error, len(ops))
+	for i := 0; i < len(ops); {
+		n, ipvs := 1, kernel.IsIPVS(ops[i].Key)
+		for i+n < len(ops) && kernel.IsIPVS(ops[i+n].Key) == ipvs {
+			n++
+		}
+		run, out := ops[i:i+n], errs[i:i+n]
+		i += n
+		if !ipvs {
+			fill(out, k.applyBatch(ns, run))
+			continue
+		}
+		s, err := k.spaceLocked(ns)
+		if err == nil && k.cfg.IPVS == nil {
+			err = fmt.Errorf("IPVS %w: no adapter is configured", kernel.ErrUnsupported)
+		}
+		if err != nil {
+			fill(out, err)
+			continue
+		}
+		copy(out, k.cfg.IPVS.Apply(s.fd(), ns, run))
+	}
+	return errs
+}
+
 func (k *Kernel) applyBatch(ns string, ops []kernel.Op) error {
+	if k.cfg.Tables == nil {
+		return fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported)
+	}
 	if path, ok := sandboxOf(ops[0].Key); ok {
 		return withTask(path, func(fd int) error { return k.cfg.Tables.ApplyTask(fd, path, ops) })
 	}

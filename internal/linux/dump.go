@@ -232,6 +232,13 @@ func (k *Kernel) dumpSpace(s *space, out kernel.State) (peers map[kernel.Link]in
 		}
 		maps.Copy(out, t)
 	}
+	if k.cfg.IPVS != nil {
+		b, err := k.cfg.IPVS.Dump(s.fd(), s.name)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(out, b)
+	}
 	return peers, nil
 }
 

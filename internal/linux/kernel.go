@@ -43,6 +43,16 @@ type Tables interface {
 	ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error
 }
 
+// IPVS reads and changes IPVS inside namespaces. sluice/internal/linux/ipvs
+// implements it; the namespace is given as for Tables.
+type IPVS interface {
+	// Dump returns the objects of IPVS of the namespace called ns.
+	Dump(nsFD int, ns string) (kernel.State, error)
+	// Apply does ops, which are objects of IPVS of ns, in order; there is an
+	// error, or nil, for each.
+	Apply(nsFD int, ns string, ops []kernel.Op) []error
+}
+
 // Config is what New needs.
 type Config struct {
 	// NetnsDir is where namespaces are pinned, such as /run/netns; below
@@ -63,7 +73,10 @@ type Config struct {
 	// Tables changes nftables. Without it, dumps hold no PhaseVIP and PhaseTask
 	// objects and applying one is kernel.ErrUnsupported.
 	Tables Tables
-	Log    *slog.Logger
+	// IPVS changes IPVS. Without it, dumps hold no objects of IPVS and applying
+	// one is kernel.ErrUnsupported.
+	IPVS IPVS
+	Log  *slog.Logger
 }
 
 // Kernel is the kernel of one host. It is safe for concurrent use; calls of Dump

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	mobyipvs "github.com/moby/ipvs"
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
@@ -93,6 +95,10 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "iptables -D SLUICE-VXLAN -s %s -j ACCEPT", k.VTEP)
 	case kernel.BridgeTable:
 		run(t, ns, "nft delete table bridge sluice")
+	case kernel.MarkTable:
+		run(t, ns, "nft delete table ip sluice")
+	case kernel.IPVSTimeouts, kernel.IPVSService, kernel.IPVSDest:
+		w.spoilIPVS(t, ns, key, how)
 	case kernel.TaskTable:
 		run(t, w.task(t), "nft delete table ip sluice")
 	default:
@@ -112,6 +118,37 @@ func (w world) spoilFilter(t *testing.T, how kerneltest.Damage) {
 		run(t, w.host, "iptables -I SLUICE-VXLAN 2 -s 203.0.113.0/24 -j ACCEPT")
 	case kerneltest.Deleted:
 		run(t, w.host, "iptables -F INPUT")
+	}
+}
+
+func (w world) spoilIPVS(t *testing.T, ns *netnstest.NS, key kernel.Key, how kerneltest.Damage) {
+	t.Helper()
+	h, err := mobyipvs.New(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	switch k := key.(type) {
+	case kernel.IPVSTimeouts:
+		err = h.SetConfig(&mobyipvs.Config{TimeoutTCP: 77 * time.Second})
+	case kernel.IPVSService:
+		s := &mobyipvs.Service{AddressFamily: unix.AF_INET, FWMark: k.Mark, SchedName: "dh", Netmask: 0xffffffff}
+		if how == kerneltest.Deleted {
+			err = h.DelService(s)
+		} else {
+			err = h.UpdateService(s)
+		}
+	case kernel.IPVSDest:
+		s := &mobyipvs.Service{AddressFamily: unix.AF_INET, FWMark: k.Mark}
+		d := &mobyipvs.Destination{Address: k.IP.AsSlice(), Weight: 77, ConnectionFlags: mobyipvs.ConnFwdDirectRoute}
+		if how == kerneltest.Deleted {
+			err = h.DelDestination(s, d)
+		} else {
+			err = h.UpdateDestination(s, d)
+		}
+	}
+	if err != nil {
+		t.Fatalf("spoil %s: %v", key, err)
 	}
 }
 

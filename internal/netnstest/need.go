@@ -24,6 +24,7 @@ const (
 	VXLAN    Feature = "vxlan"    // VXLAN devices
 	IPTables Feature = "iptables" // the command, with a filter table
 	NFTables Feature = "nftables" // the kernel's, with tables of families bridge and ip
+	IPVS     Feature = "ipvs"     // the kernel's ip_vs, loaded
 	NFT      Feature = "nft"      // the command
 	Tcpdump  Feature = "tcpdump"  // the command
 )
@@ -68,6 +69,12 @@ func probe(f Feature) error {
 	case NFTables:
 		// Two families at once: kernels are built with one and without the other.
 		return command("nft", "add table bridge probe; add table ip probe")
+	case IPVS:
+		_, err := netlink.GenlFamilyGet("IPVS")
+		if err != nil {
+			return fmt.Errorf("modprobe ip_vs, or make test-vm: %w", err)
+		}
+		return nil
 	case NFT:
 		return command("nft", "list", "ruleset")
 	case Tcpdump:

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -20,9 +21,10 @@ func configured() []string {
 	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers}
 }
 
-// DumpBridge returns what table bridge sluice holds, under namespace name ns.
-// nsFD refers to the namespace. There is no table: no objects. The fixed part
-// is not as this version makes it: no BridgeTable, but what is in the maps.
+// DumpBridge returns what the tables of a network's namespace hold, bridge sluice
+// and ip sluice, under namespace name ns. nsFD refers to the namespace. There is
+// no table: no objects. The fixed part is not as this version makes it: no
+// BridgeTable or MarkTable, but what is in the maps.
 //
 // An object that is there in part only, which Apply never leaves behind, has the
 // zero value, so that it differs from whatever is wanted.
@@ -33,7 +35,16 @@ func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netns %s: %w", ns, err)
 	}
-	return bridgeState(f, ns)
+	st, err := bridgeState(f, ns)
+	if err != nil {
+		return nil, err
+	}
+	marks, err := dumpMarks(nsFD, ns)
+	if err != nil {
+		return nil, fmt.Errorf("netns %s: %w", ns, err)
+	}
+	maps.Copy(st, marks)
+	return st, nil
 }
 
 // bridgeState says what a table holds.
@@ -146,23 +157,43 @@ func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 	return spec, nil
 }
 
-// ApplyBridge changes table bridge sluice in one transaction: packets meet the
-// state before or the state after, and an error means that nothing changed.
-// Operations are of PhaseVIP and this namespace; doing them again changes
-// nothing. Creating the table where one is repairs it: connections stay known.
+// ApplyBridge changes the tables of a network's namespace, each in one
+// transaction: packets meet the state before or the state after, and an error
+// means that nothing changed, unless the second table had it after the first was
+// changed. Operations are of PhaseVIP and this namespace; doing them again changes
+// nothing. Creating a table where one is repairs it: connections stay known.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 // kernel.ErrUnsupported: no such scheduler.
 func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
-	if len(ops) == 0 {
-		return nil
-	}
-	c := newChange()
-	rs := bridgeRuleset(kernel.BridgeTableSpec{})
+	var bridge, marks []kernel.Op
 	for _, op := range ops {
 		if op.Key.Netns() != ns {
 			return fmt.Errorf("netns %s: %s belongs to netns %s", ns, op.Key, op.Key.Netns())
 		}
+		if ofMarks(op.Key) {
+			marks = append(marks, op)
+		} else {
+			bridge = append(bridge, op)
+		}
+	}
+	// Marks first: a network that goes over to IPVS has them before it loses the
+	// table that takes its frames.
+	if len(marks) > 0 {
+		if err := applyMarks(nsFD, marks); err != nil {
+			return fmt.Errorf("netns %s: %w", ns, err)
+		}
+	}
+	if len(bridge) == 0 {
+		return nil
+	}
+	return applyBridge(nsFD, ns, bridge)
+}
+
+func applyBridge(nsFD int, ns string, ops []kernel.Op) error {
+	c := newChange()
+	rs := bridgeRuleset(kernel.BridgeTableSpec{})
+	for _, op := range ops {
 		if t, ok := op.Key.(kernel.BridgeTable); ok {
 			if op.Want == nil {
 				c = newChange() // what was said of its contents is void

@@ -1,0 +1,160 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+)
+
+// The maps of table ip sluice in a network's namespace. A task's namespace has
+// another table of that name, see taskRuleset.
+const (
+	mapMarks    = "marks"     // ip daddr -> mark
+	mapOwnMarks = "own-marks" // ip saddr . ip daddr -> mark, for a member that calls its own VIP
+)
+
+// markPriority is that of iptables' mangle table (NF_IP_PRI_MANGLE): before
+// IPVS looks, which it does in hook input.
+const markPriority = -150
+
+// markRuleset is table ip sluice of a network's namespace. Clients send what is
+// for a VIP to the bridge's own MAC, because it is the bridge that answers ARP,
+// so the namespace's stack gets it without any help, and the rest of the traffic
+// meets none of this. What comes from the uplink has a backend's MAC and stays in
+// the bridge.
+//
+// The mark ends with the packet's choice: on its way out it would be taken for one
+// of the host's, which routes VXLAN packets by it on some kernels.
+func markRuleset() ruleset {
+	ip := nftables.TypeIPAddr
+	setMarkFrom := func(key []expr.Any, name string) []expr.Any {
+		return part(append(key,
+			mapped(r0, r4, name),
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: r4},
+		)...)
+	}
+	return ruleset{
+		family: nftables.TableFamilyIPv4, table: tableName,
+		sets: []set{
+			{name: mapMarks, key: []nftables.SetDatatype{ip}, data: nftables.TypeMark},
+			{name: mapOwnMarks, key: []nftables.SetDatatype{ip, ip}, data: nftables.TypeMark},
+		},
+		chains: []chain{
+			{name: chainPrerouting, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: markPriority},
+			{name: chainOutput, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_LOCAL_OUT, priority: markPriority},
+		},
+		rules: []rule{
+			newRule(chainPrerouting, "to a VIP", setMarkFrom(part(ipDaddr(r0)), mapMarks)),
+			newRule(chainPrerouting, "a member to its own", setMarkFrom(part(ipSaddr(r0), ipDaddr(r1)), mapOwnMarks)),
+			newRule(chainOutput, "unmark",
+				part(&expr.Meta{Key: expr.MetaKeyMARK, Register: r0}, isNot(r0, 0, 0, 0, 0)), setMark(0)),
+		},
+	}
+}
+
+// markMaps are the maps that Apply writes: all.
+func markMaps() []string { return []string{mapMarks, mapOwnMarks} }
+
+// markData is the data of an element: a number in the machine's order.
+func markData(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
+
+// dumpMarks returns what table ip sluice of a network's namespace holds. Unless it
+// is intact there is no MarkTable, but what is in the maps, as far as they can be read.
+func dumpMarks(nsFD int, ns string) (kernel.State, error) {
+	rs := markRuleset()
+	f, err := read(nsFD, rs.family, rs.table, markMaps())
+	if err != nil {
+		return nil, err
+	}
+	st := kernel.State{}
+	ok, err := rs.intact(f)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		st[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
+	}
+	if !rs.setsFit(f) {
+		return st, nil
+	}
+	put := func(key kernel.Mark, data string) {
+		if len(data) == 4 {
+			st[key] = kernel.MarkSpec{Mark: binary.NativeEndian.Uint32([]byte(data))}
+		}
+	}
+	for key, data := range f.elems[mapMarks] {
+		if vip, ok := keyIP(key, 0); ok {
+			put(kernel.Mark{NS: ns, VIP: vip}, data)
+		}
+	}
+	for key, data := range f.elems[mapOwnMarks] {
+		client, ok1 := keyIP(key, 0)
+		vip, ok2 := keyIP(key, 4)
+		if ok1 && ok2 {
+			put(kernel.Mark{NS: ns, VIP: vip, Client: client}, data)
+		}
+	}
+	return st, nil
+}
+
+// applyMarks changes table ip sluice of a network's namespace in one transaction.
+func applyMarks(nsFD int, ops []kernel.Op) error {
+	c, rs := newChange(), markRuleset()
+	for _, op := range ops {
+		if _, ok := op.Key.(kernel.MarkTable); ok {
+			if op.Want == nil {
+				c = newChange() // what was said of its contents is void
+				c.remove = true
+			} else {
+				c.create = &rs
+			}
+			continue
+		}
+		if err := c.markOp(op); err != nil {
+			return err
+		}
+	}
+	return commit(nsFD, rs, markMaps(), c)
+}
+
+// markOp adds an operation on a Mark.
+func (c *change) markOp(op kernel.Op) error {
+	k, ok := op.Key.(kernel.Mark)
+	if !ok {
+		return fmt.Errorf("%s is not of table ip %s", op.Key, tableName)
+	}
+	have, want, err := cast[kernel.MarkSpec](op)
+	if err != nil {
+		return err
+	}
+	if op.Want != nil && want.Mark == 0 {
+		return fmt.Errorf("%s: mark 0 is none", k)
+	}
+	if err := want4(k, k.VIP); err != nil {
+		return err
+	}
+	if !k.Client.IsValid() {
+		c.elem(op, mapMarks, ipKey(k.VIP), markData(have.Mark), markData(want.Mark))
+		return nil
+	}
+	if err := want4(k, k.Client); err != nil {
+		return err
+	}
+	c.elem(op, mapOwnMarks, ipKey(k.Client)+ipKey(k.VIP), markData(have.Mark), markData(want.Mark))
+	return nil
+}
+
+// ofMarks reports whether an object is in table ip sluice of a network's
+// namespace, not in table bridge sluice.
+func ofMarks(k kernel.Key) bool {
+	switch k.(type) {
+	case kernel.MarkTable, kernel.Mark:
+		return true
+	}
+	return false
+}

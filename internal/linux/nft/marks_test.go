@@ -1,0 +1,109 @@
+package nft_test
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"sluice/internal/kernel"
+	"sluice/internal/linux/nft"
+)
+
+func markOf(h *host, vip, client string) kernel.Mark {
+	k := kernel.Mark{NS: h.name, VIP: netip.MustParseAddr(vip)}
+	if client != "" {
+		k.Client = netip.MustParseAddr(client)
+	}
+	return k
+}
+
+// marked is a namespace with marks for two VIPs, one of which a member calls.
+func marked(t testing.TB) (*host, kernel.State) {
+	h := &host{name: "sluice-marked", fd: newNetns(t), have: kernel.State{}}
+	want := kernel.State{
+		kernel.MarkTable{NS: h.name}:  kernel.MarkTableSpec{},
+		markOf(h, vip1, ""):           kernel.MarkSpec{Mark: 100},
+		markOf(h, vip2, ""):           kernel.MarkSpec{Mark: 1<<32 - 1},
+		markOf(h, vip1, "10.255.0.2"): kernel.MarkSpec{Mark: 100 + 2<<16},
+	}
+	h.apply(t, want)
+	return h, want
+}
+
+func TestMarksReadBack(t *testing.T) {
+	h, want := marked(t)
+	// Done again, by somebody who believes that nothing is there.
+	must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, kernel.Diff(kernel.State{}, want)))
+	same(t, h.dump(t), want)
+
+	change := maps.Clone(want)
+	change[markOf(h, vip1, "")] = kernel.MarkSpec{Mark: 7}
+	change[markOf(h, vip1, "10.255.0.2")] = kernel.MarkSpec{Mark: 8}
+	delete(change, markOf(h, vip2, ""))
+	ops := kernel.Diff(want, change)
+	for range 2 {
+		must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, ops))
+		same(t, h.dump(t), change)
+	}
+	h.have = change
+	h.apply(t, kernel.State{})
+	if out := run(t, h.fd, "nft", "list", "ruleset"); out != "" {
+		t.Errorf("left:\n%s", out)
+	}
+}
+
+func TestMarksWithoutATable(t *testing.T) {
+	h := &host{name: "sluice-bare", fd: newNetns(t)}
+	key, spec := markOf(h, vip1, ""), kernel.MarkSpec{Mark: 1}
+	if err := (nft.Tables{}).ApplyBridge(h.fd, h.name, []kernel.Op{{Key: key, Want: spec}}); !errors.Is(err, kernel.ErrNotExist) {
+		t.Errorf("create: %v, want %v", err, kernel.ErrNotExist)
+	}
+	must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, []kernel.Op{{Key: key, Have: spec}}))
+	for _, o := range []kernel.Op{
+		{Key: key, Want: kernel.MarkSpec{}},
+		{Key: markOf(h, "fd00::1", ""), Want: spec},
+		{Key: markOf(h, vip1, "fd00::1"), Want: spec},
+		{Key: key, Want: kernel.SlotSpec{}},
+	} {
+		if err := (nft.Tables{}).ApplyBridge(h.fd, h.name, []kernel.Op{o}); err == nil || errors.Is(err, kernel.ErrNotExist) {
+			t.Errorf("%s: %v, want it refused for what it is", o, err)
+		}
+	}
+}
+
+// What somebody changes by hand shows, and is mended without losing a mark.
+func TestMarkTableIsMended(t *testing.T) {
+	for _, spoil := range []string{
+		"delete table ip sluice",
+		"flush chain ip sluice prerouting",
+		"flush map ip sluice marks",
+		"add rule ip sluice output accept",
+		"add chain ip sluice other",
+	} {
+		h, want := marked(t)
+		run(t, h.fd, "nft", strings.Fields(spoil)...)
+		ops := kernel.Diff(h.dump(t), want)
+		if len(ops) == 0 {
+			t.Errorf("%s: no difference is seen", spoil)
+		}
+		must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, ops))
+		same(t, h.dump(t), want)
+	}
+}
+
+// The tables of both datapaths in one namespace, as while one takes over from
+// the other, know nothing of each other.
+func TestBothDatapathsInOneNamespace(t *testing.T) {
+	h, one := bare(t)
+	marks := kernel.State{
+		kernel.MarkTable{NS: h.name}: kernel.MarkTableSpec{},
+		markOf(h, vip1, ""):          kernel.MarkSpec{Mark: 1},
+	}
+	both := maps.Clone(one)
+	maps.Copy(both, marks)
+	for _, st := range []kernel.State{both, one, marks, both, marks, one} {
+		h.apply(t, st)
+	}
+}
