@@ -101,11 +101,16 @@ func task(e model.Endpoint, x *Virtual, alone bool, want kernel.State) {
 		return
 	}
 	want[kernel.TaskTable{Sandbox: e.Sandbox}] = kernel.TaskTableSpec{}
-	k, spec := kernel.TaskVIP{Sandbox: e.Sandbox, VIP: x.VIP}, kernel.TaskVIPSpec{Addr: e.Addr, Loop: alone}
-	// A container on two networks with one subnet can have one VIP twice, and its
-	// namespace can translate it to one address only: the smaller, on each plan.
-	if o, twice := want[k].(kernel.TaskVIPSpec); twice && (o.Addr.Less(spec.Addr) || o.Addr == spec.Addr && o.Loop) {
-		return
+	key, spec := kernel.TaskVIP{Sandbox: e.Sandbox, VIP: x.VIP}, kernel.TaskVIPSpec{Addr: e.Addr, Loop: alone}
+	// Networks with one subnet may give a task the same VIP twice. It cannot tell
+	// them apart either; the smaller address has it, in whatever order they come.
+	if other, twice := want[key].(kernel.TaskVIPSpec); twice {
+		switch c := other.Addr.Compare(spec.Addr); {
+		case c < 0:
+			return
+		case c == 0:
+			spec.Loop = spec.Loop || other.Loop
+		}
 	}
-	want[k] = spec
+	want[key] = spec
 }
