@@ -8,12 +8,14 @@ import (
 	"sluice/internal/model"
 )
 
-// Schedulers that the nft datapath can express, by their LVS names
-// (ipvsadm(8)): round robin, weighted round robin, source hashing.
+// Schedulers that a plan treats in some way of its own, by their LVS names
+// (ipvsadm(8)). The first three, round robin, weighted round robin and source
+// hashing, are those that the nft datapath can express; mh is Maglev's hashing.
 const (
 	RR  = "rr"
 	WRR = "wrr"
 	SH  = "sh"
+	MH  = "mh"
 )
 
 // maxWeight bounds the number of slots; it is the largest weight that an option can have.

@@ -10,15 +10,22 @@ import (
 // node's tasks to want.
 func Plan(v model.View, want kernel.State) {
 	netns := make(map[model.NetworkID]string, len(v.Networks))
+	by := make(map[model.NetworkID]string, len(v.Networks))
 	for id, n := range v.Networks {
 		netns[id] = overlay.NetnsName(n)
-		balancer(n, want)
+		by[id] = Datapath(v.Self, n)
+		if by[id] == IPVS {
+			ipvsBalancer(netns[id], want)
+		} else {
+			balancer(n, want)
+		}
 	}
 	all := members(v)
 	for i := range all {
 		m := &all[i]
-		if m.Local && m.beaten == nil && v.Endpoints[m.Endpoint].Phase != model.Created {
-			want[kernel.Member{NS: netns[m.place.network], IP: m.Addr}] = kernel.MemberSpec{MAC: m.MAC}
+		net := m.place.network
+		if by[net] == NFT && m.Local && m.beaten == nil && v.Endpoints[m.Endpoint].Phase != model.Created {
+			want[kernel.Member{NS: netns[net], IP: m.Addr}] = kernel.MemberSpec{MAC: m.MAC}
 		}
 	}
 	xs := virtuals(v, all)
@@ -31,14 +38,27 @@ func Plan(v model.View, want kernel.State) {
 		ns := netns[x.Network]
 		ready := x.Ready()
 		if owner[site{x.Network, x.VIP}] == i {
-			virtual(ns, x, ready, want)
+			want[kernel.Addr{NS: ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
+			if by[x.Network] == IPVS {
+				ipvsVirtual(v.Networks[x.Network], x, want)
+			} else {
+				virtual(ns, x, ready, want)
+			}
 		}
 		for j := range x.Backends {
 			b := &x.Backends[j]
-			want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{}
+			if by[x.Network] == NFT {
+				want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{}
+			}
 			if b.Local {
 				task(v.Endpoints[b.Endpoint], x, len(ready) == 1 && b.Ready, want)
 			}
+		}
+	}
+	// Once the services of all owners are there.
+	for i := range xs {
+		if x := &xs[i]; x.VIP.IsValid() && by[x.Network] == IPVS {
+			ipvsKeep(v.Networks[x.Network], x, want)
 		}
 	}
 }
@@ -77,10 +97,9 @@ func balancer(n model.Network, want kernel.State) {
 	want[kernel.BridgeTable{NS: overlay.NetnsName(n)}] = spec
 }
 
-// virtual adds what a service's VIP is on this node.
+// virtual adds what a service's VIP is on this node, if nftables balances it.
 func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 	slots := Slots(x.Scheduler, ready)
-	want[kernel.Addr{NS: ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
 	want[kernel.VIP{NS: ns, IP: x.VIP}] = kernel.VIPSpec{Scheduler: x.Scheduler, Slots: len(slots)}
 	for i, b := range slots {
 		want[kernel.Slot{NS: ns, VIP: x.VIP, Slot: i}] = kernel.SlotSpec{MAC: ready[b].MAC}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -114,11 +115,9 @@ func planned(v model.View) kernel.State {
 	return s
 }
 
-func TestPlans(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		build func(w world)
-	}{
+// cases are views that plans are known of.
+func cases() []planCase {
+	return []planCase{
 		{"no-services", func(w world) { w.here("e1", "", netip.Addr{}, "10.255.0.2") }},
 		{"zero-replicas", func(w world) { w.told(web, vipOn(net1, webVIP)) }},
 		{"two-nodes", func(w world) {
@@ -239,18 +238,70 @@ func TestPlans(t *testing.T) {
 			w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options.Weight = -4 })
 			w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Options.Weight = 0 })
 		}},
-	} {
+	}
+}
+
+type planCase struct {
+	name  string
+	build func(w world)
+}
+
+func TestPlans(t *testing.T) {
+	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld()
 			c.build(w)
-			text := planned(w.View).Text()
-			golden(t, c.name, text)
-			for range 8 { // maps are walked in another order each time
-				if again := planned(w.View).Text(); again != text {
-					t.Fatalf("and then:\n%s", again)
-				}
-			}
+			goldenPlan(t, c.name, w.View)
 		})
+	}
+}
+
+// What of it differs on a node whose kernel has ip_vs.
+func TestPlansWithIPVS(t *testing.T) {
+	names := []string{
+		"no-services", "zero-replicas", "two-nodes", "self-call-of-two", "self-call-of-one", "leaving", "being-prepared",
+		"weights", "one-task-on-two-networks", "local-network", "an-address-twice", "a-vip-passes-on",
+	}
+	for _, c := range cases() {
+		if !slices.Contains(names, c.name) {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			c.build(w)
+			w.Self.Datapath = service.IPVS
+			goldenPlan(t, "ipvs-"+c.name, w.View)
+		})
+	}
+}
+
+// goldenPlan compares a plan with its file, and with itself.
+func goldenPlan(t *testing.T, name string, v model.View) {
+	t.Helper()
+	text := planned(v).Text()
+	golden(t, name, text)
+	for range 8 { // maps are walked in another order each time
+		if again := planned(v).Text(); again != text {
+			t.Fatalf("and then:\n%s", again)
+		}
+	}
+}
+
+func TestDatapathOfANetwork(t *testing.T) {
+	for _, c := range []struct{ node, option, subnet, want string }{
+		{"", "auto", "10.255.0.0/20", service.NFT},
+		{"nft", "auto", "10.255.0.0/20", service.NFT},
+		{"nft", "ipvs", "10.255.0.0/20", service.NFT}, // this node cannot; others may
+		{"ipvs", "auto", "10.255.0.0/20", service.IPVS},
+		{"ipvs", "ipvs", "10.255.0.0/16", service.IPVS},
+		{"ipvs", "nft", "10.255.0.0/20", service.NFT},
+		{"ipvs", "auto", "10.0.0.0/15", service.NFT}, // no room in a mark
+		{"ipvs", "auto", "fd00::/64", service.NFT},
+	} {
+		n := model.Network{Subnet: netip.MustParsePrefix(c.subnet), Options: model.NetworkOptions{Datapath: c.option}}
+		if got := service.Datapath(model.Self{Datapath: c.node}, n); got != c.want {
+			t.Errorf("node %q, option %q, subnet %s: %q, want %q", c.node, c.option, c.subnet, got, c.want)
+		}
 	}
 }
 

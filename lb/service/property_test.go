@@ -19,6 +19,7 @@ import (
 func worlds() *rapid.Generator[model.View] {
 	return rapid.Custom(func(t *rapid.T) model.View {
 		w := newWorld()
+		w.Self.Datapath = rapid.SampledFrom([]string{service.NFT, service.IPVS}).Draw(t, "datapath")
 		if rapid.Bool().Draw(t, "second network") {
 			w.network(net2, "10.255.0.0/20", "10.255.0.1")
 		}
@@ -80,6 +81,7 @@ func TestBalancersAreWhole(t *testing.T) {
 			}
 		}
 		slots := map[kernel.VIP]int{}
+		marks := map[string]map[uint32]kernel.Mark{}
 		for k, val := range s {
 			switch k := k.(type) {
 			case kernel.Slot:
@@ -102,6 +104,34 @@ func TestBalancersAreWhole(t *testing.T) {
 				}
 				if _, ok := s[kernel.Member{NS: k.NS, IP: k.Client}]; !ok && joined(v, k.NS, k.Client) {
 					t.Fatalf("%s: it is no member", kernel.Line(k, val))
+				}
+			case kernel.Mark:
+				fwm := val.(kernel.MarkSpec).Mark
+				if marks[k.NS] == nil {
+					marks[k.NS] = map[uint32]kernel.Mark{}
+				}
+				if o, twice := marks[k.NS][fwm]; twice || fwm == 0 {
+					t.Fatalf("%s: the mark is none, or that of %s", kernel.Line(k, val), o)
+				}
+				marks[k.NS][fwm] = k
+				takes := false
+				for d, spec := range s {
+					if d, ok := d.(kernel.IPVSDest); ok && d.NS == k.NS && d.Mark == fwm {
+						takes = takes || spec.(kernel.IPVSDestSpec).Weight > 0
+						if d.IP == k.Client {
+							t.Fatalf("%s: it may be given itself", kernel.Line(k, val))
+						}
+					}
+				}
+				if !takes {
+					t.Fatalf("%s: nobody takes its packets", kernel.Line(k, val))
+				}
+			case kernel.IPVSDest:
+				if _, ok := s[kernel.IPVSService{NS: k.NS, Mark: k.Mark}]; !ok {
+					t.Fatalf("%s: there is no service for it", kernel.Line(k, val))
+				}
+				if w := val.(kernel.IPVSDestSpec).Weight; w < 0 || w > 255 {
+					t.Fatalf("%s: no such weight", kernel.Line(k, val))
 				}
 			case kernel.TaskVIP:
 				if _, ok := s[kernel.TaskTable{Sandbox: k.Sandbox}]; !ok {
