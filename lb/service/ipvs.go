@@ -66,6 +66,10 @@ var ipvsSysctls = []struct{ name, value string }{
 	// A connection whose backend has gone is reset, and a UDP client gets another
 	// backend: without it, their packets vanish until the client gives up.
 	{"net.ipv4.vs.expire_nodest_conn", "1"},
+	// A client's port that is used again may get another backend, also while IPVS
+	// still remembers the connection before (bit 1: in TIME_WAIT; bit 2: in FIN_WAIT,
+	// the last state that it sees of one whose answers pass it by).
+	{"net.ipv4.vs.conn_reuse_mode", "3"},
 	// A persistent client leaves a backend that takes nothing new.
 	{"net.ipv4.vs.expire_quiescent_template", "1"},
 }

@@ -20,251 +20,258 @@ import (
 )
 
 func TestBackendIsRemoved(t *testing.T) {
-	l := newLab(t)
-	l.serveAll("0.0.0.0:80")
-	a := l.tasks["a"]
-	both := service{vip: vip1, ready: l.names("bd")}
-	l.set(both)
-	var conns [2]*conn
-	var socks [2]net.PacketConn
-	for i := range conns {
-		var err error
-		conns[i], err = a.dial("", vip1+":80")
-		must(t, err)
-		defer conns[i].Close()
-	}
-	for i, who := range []string{"b", "d"} {
-		if conns[i].server != who {
-			t.Fatalf("connection %d is with %s", i, conns[i].server)
+	onBoth(t, func(t *testing.T, l *lab) {
+		l.serveAll("0.0.0.0:80")
+		a := l.tasks["a"]
+		both := service{vip: vip1, ready: l.names("bd")}
+		l.set(both)
+		var conns [2]*conn
+		var socks [2]net.PacketConn
+		for _, who := range l.turns("bd") {
+			i := strings.IndexRune("bd", who)
+			var err error
+			conns[i], err = a.dial("", vip1+":80")
+			must(t, err)
+			defer conns[i].Close()
 		}
-		socks[i] = a.udp(t, "")
-		got, err := ask(socks[i], vip1+":80", []byte("?"))
-		must(t, err)
-		if s := parseAnswer(string(got)).server; s != who {
-			t.Fatalf("socket %d is with %s", i, s)
+		for _, turn := range l.turns("bd") {
+			who, i := string(turn), strings.IndexRune("bd", turn)
+			if conns[i].server != who {
+				t.Fatalf("connection %d is with %s", i, conns[i].server)
+			}
+			socks[i] = a.udp(t, "")
+			got, err := ask(socks[i], vip1+":80", []byte("?"))
+			must(t, err)
+			if s := parseAnswer(string(got)).server; s != who {
+				t.Fatalf("socket %d is with %s", i, s)
+			}
 		}
-	}
-	// Leaving: what it has it keeps, and gets nothing new.
-	l.set(service{vip: vip1, ready: l.names("b"), leaving: l.names("d")})
-	must(t, conns[0].echo("stays"))
-	must(t, conns[1].echo("leaving"))
-	got, err := ask(socks[1], vip1+":80", []byte("?"))
-	must(t, err)
-	if s := parseAnswer(string(got)).server; s != "d" {
-		t.Errorf("flow to the leaving backend went to %s", s)
-	}
-	wantHits(t, l.hits(a, vip1+":80", 4), map[string]int{"b": 4})
-	// Gone: TCP is reset, UDP moves with its next datagram.
-	l.set(service{vip: vip1, ready: l.names("b")})
-	must(t, conns[0].echo("stays"))
-	if err := conns[1].echo("gone"); !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("connection to the gone backend: %v, want reset", err)
-	}
-	for range 2 {
-		got, err = ask(socks[1], vip1+":80", []byte("?"))
+		// Leaving: what it has it keeps, and gets nothing new.
+		l.set(service{vip: vip1, ready: l.names("b"), leaving: l.names("d")})
+		must(t, conns[0].echo("stays"))
+		must(t, conns[1].echo("leaving"))
+		got, err := ask(socks[1], vip1+":80", []byte("?"))
 		must(t, err)
-		if s := parseAnswer(string(got)).server; s != "b" {
-			t.Errorf("flow to the gone backend went to %s, want b", s)
+		if s := parseAnswer(string(got)).server; s != "d" {
+			t.Errorf("flow to the leaving backend went to %s", s)
 		}
-	}
-	// None at all.
-	l.set(service{vip: vip1})
-	if err := conns[0].echo("gone"); !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("connection without backends: %v, want reset", err)
-	}
+		wantHits(t, l.hits(a, vip1+":80", 4), map[string]int{"b": 4})
+		// Gone: TCP is reset, UDP moves with its next datagram.
+		l.set(service{vip: vip1, ready: l.names("b")})
+		must(t, conns[0].echo("stays"))
+		if err := conns[1].echo("gone"); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("connection to the gone backend: %v, want reset", err)
+		}
+		for range 2 {
+			got, err = ask(socks[1], vip1+":80", []byte("?"))
+			must(t, err)
+			if s := parseAnswer(string(got)).server; s != "b" {
+				t.Errorf("flow to the gone backend went to %s, want b", s)
+			}
+		}
+		// None at all.
+		l.set(service{vip: vip1})
+		if err := conns[0].echo("gone"); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("connection without backends: %v, want reset", err)
+		}
+	})
 }
 
 // A port used again gets the next backend, whether the client reset the
 // connection before, or closed it.
 func TestSourcePortIsReused(t *testing.T) {
-	l := newLab(t)
-	l.serveAll("0.0.0.0:80")
-	a := l.tasks["a"]
-	l.set(service{vip: vip1, ready: l.names("bcd")})
-	for i := range 12 {
-		c, err := a.dial(a.ip.String()+":41000", vip1+":80")
-		must(t, err)
-		if want := string("bcd"[i%3]); c.server != want {
-			t.Errorf("use %d of the port, reset before: answered by %s, want %s", i, c.server, want)
+	onBoth(t, func(t *testing.T, l *lab) {
+		l.serveAll("0.0.0.0:80")
+		a := l.tasks["a"]
+		l.set(service{vip: vip1, ready: l.names("bcd")})
+		for i := range 12 {
+			c, err := a.dial(a.ip.String()+":41000", vip1+":80")
+			must(t, err)
+			if want := string(l.turns("bcd")[i%3]); c.server != want {
+				t.Errorf("use %d of the port, reset before: answered by %s, want %s", i, c.server, want)
+			}
+			must(t, c.echo("x"))
+			c.reset()
 		}
-		must(t, c.echo("x"))
-		c.reset()
-	}
-	// Servers that close first, so that the client's port is free at once.
-	for _, k := range l.names("bcd") {
-		do(t, k.fd, func() error {
-			ln, err := net.Listen("tcp4", ":81")
+		// Servers that close first, so that the client's port is free at once.
+		for _, k := range l.names("bcd") {
+			do(t, k.fd, func() error {
+				ln, err := net.Listen("tcp4", ":81")
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { ln.Close() })
+				go func() {
+					for {
+						c, err := ln.Accept()
+						if err != nil {
+							return
+						}
+						fmt.Fprintln(c, k.name, c.RemoteAddr())
+						c.Close()
+					}
+				}()
+				return nil
+			})
+		}
+		for i := range 12 {
+			c, err := a.dial(a.ip.String()+":41001", vip1+":81")
+			must(t, err)
+			if want := string(l.turns("bcd")[i%3]); c.server != want {
+				t.Errorf("use %d of the port, closed before: answered by %s, want %s", i, c.server, want)
+			}
+			if _, err := c.r.ReadByte(); err != io.EOF {
+				t.Errorf("use %d of the port: %v, want the server's FIN", i, err)
+			}
+			c.Close()
+		}
+	})
+}
+
+// What the other side sends after the client's FIN, and the answers to it, pass.
+func TestHalfClosedConnectionGoesOn(t *testing.T) {
+	onBoth(t, func(t *testing.T, l *lab) {
+		a := l.tasks["a"]
+		l.set(service{vip: vip1, ready: l.names("b")})
+		const size = 4 << 20
+		do(t, l.tasks["b"].fd, func() error {
+			ln, err := net.Listen("tcp4", ":80")
 			if err != nil {
 				return err
 			}
 			t.Cleanup(func() { ln.Close() })
 			go func() {
-				for {
-					c, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					fmt.Fprintln(c, k.name, c.RemoteAddr())
-					c.Close()
+				c, err := ln.Accept()
+				if err != nil {
+					return
 				}
+				defer c.Close()
+				c.Read(make([]byte, 1)) // until the client's FIN
+				c.Write(make([]byte, size))
 			}()
 			return nil
 		})
-	}
-	for i := range 12 {
-		c, err := a.dial(a.ip.String()+":41001", vip1+":81")
-		must(t, err)
-		if want := string("bcd"[i%3]); c.server != want {
-			t.Errorf("use %d of the port, closed before: answered by %s, want %s", i, c.server, want)
-		}
-		if _, err := c.r.ReadByte(); err != io.EOF {
-			t.Errorf("use %d of the port: %v, want the server's FIN", i, err)
-		}
-		c.Close()
-	}
-}
-
-// What the other side sends after the client's FIN, and the answers to it, pass.
-func TestHalfClosedConnectionGoesOn(t *testing.T) {
-	l := newLab(t)
-	a := l.tasks["a"]
-	l.set(service{vip: vip1, ready: l.names("b")})
-	const size = 4 << 20
-	do(t, l.tasks["b"].fd, func() error {
-		ln, err := net.Listen("tcp4", ":80")
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { ln.Close() })
-		go func() {
-			c, err := ln.Accept()
+		do(t, a.fd, func() error {
+			c, err := net.Dial("tcp4", vip1+":80")
 			if err != nil {
-				return
+				return err
 			}
 			defer c.Close()
-			c.Read(make([]byte, 1)) // until the client's FIN
-			c.Write(make([]byte, size))
-		}()
-		return nil
-	})
-	do(t, a.fd, func() error {
-		c, err := net.Dial("tcp4", vip1+":80")
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-			return err
-		}
-		c.SetDeadline(time.Now().Add(patience))
-		n, buf := 0, make([]byte, 1<<16)
-		for {
-			m, err := c.Read(buf)
-			n += m
-			if err != nil {
-				break
+			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+				return err
 			}
-		}
-		if n != size {
-			return fmt.Errorf("got %d octets after the FIN, want %d", n, size)
-		}
-		return nil
+			c.SetDeadline(time.Now().Add(patience))
+			n, buf := 0, make([]byte, 1<<16)
+			for {
+				m, err := c.Read(buf)
+				n += m
+				if err != nil {
+					break
+				}
+			}
+			if n != size {
+				return fmt.Errorf("got %d octets after the FIN, want %d", n, size)
+			}
+			return nil
+		})
 	})
 }
 
 func TestThousandConnections(t *testing.T) {
-	l := newLab(t)
-	l.serveAll("0.0.0.0:80")
-	l.set(service{vip: vip1, ready: l.names("bcd")})
-	var mu sync.Mutex // guards conns
-	var conns []*conn
-	var wg sync.WaitGroup
-	for range 10 {
-		wg.Go(func() {
-			for range 100 {
-				c, err := l.tasks["a"].dial("", vip1+":80")
-				if err != nil {
-					t.Error(err)
-					return
+	onBoth(t, func(t *testing.T, l *lab) {
+		l.serveAll("0.0.0.0:80")
+		l.set(service{vip: vip1, ready: l.names("bcd")})
+		var mu sync.Mutex // guards conns
+		var conns []*conn
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				for range 100 {
+					c, err := l.tasks["a"].dial("", vip1+":80")
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					mu.Lock()
+					conns = append(conns, c)
+					mu.Unlock()
 				}
-				mu.Lock()
-				conns = append(conns, c)
-				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		hits := map[string]int{}
+		for _, c := range conns {
+			hits[c.server]++
+			if err := c.echo(c.server); err != nil {
+				t.Errorf("connection to %s: %v", c.server, err)
 			}
-		})
-	}
-	wg.Wait()
-	hits := map[string]int{}
-	for _, c := range conns {
-		hits[c.server]++
-		if err := c.echo(c.server); err != nil {
-			t.Errorf("connection to %s: %v", c.server, err)
+			c.reset()
 		}
-		c.reset()
-	}
-	for _, who := range []string{"b", "c", "d"} {
-		if n := hits[who]; n != 333 && n != 334 {
-			t.Errorf("%s has %d of 1000 connections, want a third", who, n)
+		for _, who := range []string{"b", "c", "d"} {
+			if n := hits[who]; n != 333 && n != 334 {
+				t.Errorf("%s has %d of 1000 connections, want a third", who, n)
+			}
 		}
-	}
+	})
 }
 
 // Backends come and go 200 times, and no connection notices but those of the
 // backend that has gone; here none has, as it always leaves first.
 func TestChangesUnderTraffic(t *testing.T) {
-	l := newLab(t)
-	l.serveAll("0.0.0.0:80")
-	a := l.tasks["a"]
-	sets := [][]*task{l.names("bcd"), l.names("bc"), l.names("cd"), l.names("b"), l.names("db")}
-	rest := func(ready []*task) (out []*task) {
-		for _, k := range l.names("bcd") {
-			if !slices.Contains(ready, k) {
-				out = append(out, k)
+	onBoth(t, func(t *testing.T, l *lab) {
+		l.serveAll("0.0.0.0:80")
+		a := l.tasks["a"]
+		sets := [][]*task{l.names("bcd"), l.names("bc"), l.names("cd"), l.names("b"), l.names("db")}
+		rest := func(ready []*task) (out []*task) {
+			for _, k := range l.names("bcd") {
+				if !slices.Contains(ready, k) {
+					out = append(out, k)
+				}
+			}
+			return out
+		}
+		l.set(service{vip: vip1, ready: sets[0]})
+		long, err := a.dial("", vip1+":80")
+		must(t, err)
+		defer long.Close()
+		var stop atomic.Bool
+		var done atomic.Int64
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for !stop.Load() {
+				c, err := a.dial("", vip1+":80")
+				if err == nil {
+					err = c.echo("hello")
+					c.reset()
+				}
+				if err != nil {
+					t.Errorf("connection %d: %v", done.Load(), err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+		pc := a.udp(t, "")
+		wg.Go(func() {
+			for !stop.Load() {
+				if _, err := ask(pc, vip1+":80", []byte("?")); err != nil {
+					t.Errorf("datagram: %v", err)
+					return
+				}
+			}
+		})
+		for i := range 200 {
+			ready := sets[i%len(sets)]
+			l.one.apply(t, l.want(l.one, service{vip: vip1, ready: ready, leaving: rest(ready)}))
+			if err := long.echo("long"); err != nil {
+				t.Errorf("change %d: long connection: %v", i, err)
+				break
 			}
 		}
-		return out
-	}
-	l.set(service{vip: vip1, ready: sets[0]})
-	long, err := a.dial("", vip1+":80")
-	must(t, err)
-	defer long.Close()
-	var stop atomic.Bool
-	var done atomic.Int64
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for !stop.Load() {
-			c, err := a.dial("", vip1+":80")
-			if err == nil {
-				err = c.echo("hello")
-				c.reset()
-			}
-			if err != nil {
-				t.Errorf("connection %d: %v", done.Load(), err)
-				return
-			}
-			done.Add(1)
-		}
+		stop.Store(true)
+		wg.Wait()
+		t.Logf("%d connections during 200 changes", done.Load())
 	})
-	pc := a.udp(t, "")
-	wg.Go(func() {
-		for !stop.Load() {
-			if _, err := ask(pc, vip1+":80", []byte("?")); err != nil {
-				t.Errorf("datagram: %v", err)
-				return
-			}
-		}
-	})
-	for i := range 200 {
-		ready := sets[i%len(sets)]
-		l.one.apply(t, l.want(l.one, service{vip: vip1, ready: ready, leaving: rest(ready)}))
-		if err := long.echo("long"); err != nil {
-			t.Errorf("change %d: long connection: %v", i, err)
-			break
-		}
-	}
-	stop.Store(true)
-	wg.Wait()
-	t.Logf("%d connections during 200 changes", done.Load())
 }
 
 // The rules are made anew, by a repair and by a new uplink, and connections,

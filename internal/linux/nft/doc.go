@@ -45,6 +45,12 @@
 // would not find its backend, and closing ones may be; every UDP datagram chooses
 // for itself, which a question and its answer survive.
 //
+// # Beside IPVS
+//
+// Where the kernel's ip_vs balances, a network's namespace has table ip sluice
+// instead, which marks packets to VIPs for it, see markRuleset and
+// sluice/internal/linux/ipvs. The tasks' tables are the same.
+//
 // # How it is changed
 //
 // Apply makes one transaction: packets meet the state before or the state after.

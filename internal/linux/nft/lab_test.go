@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
+	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
 	"sluice/internal/model"
 	"sluice/internal/netnstest"
@@ -44,7 +46,8 @@ type host struct {
 	name string
 	fd   int
 	h    *netlink.Handle
-	have kernel.State // what the last apply made
+	have kernel.State   // what the last apply made
+	ipvs *ipvs.Balancer // nil: nftables balances
 }
 
 type task struct {
@@ -242,8 +245,11 @@ type service struct {
 	leaving   []*task
 }
 
-// want is the state of a host's bridge table for services.
+// want is the state of a host's tables for services.
 func (l *lab) want(h *host, services ...service) kernel.State {
+	if h.ipvs != nil {
+		return l.planned(h, services...)
+	}
 	mac, _ := model.ParseMAC(routerMAC)
 	st := kernel.State{kernel.BridgeTable{NS: h.name}: kernel.BridgeTableSpec{Router: mac, Uplink: uplink}}
 	for _, s := range services {
@@ -310,12 +316,28 @@ func (h *host) dump(t testing.TB) kernel.State {
 	t.Helper()
 	st, err := nft.Tables{}.DumpBridge(h.fd, h.name)
 	must(t, err)
+	if h.ipvs != nil {
+		more, err := h.ipvs.Dump(h.fd, h.name)
+		must(t, err)
+		maps.Copy(st, more)
+	}
 	return st
 }
 
 func (h *host) apply(t testing.TB, want kernel.State) {
 	t.Helper()
-	must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, kernel.Diff(h.have, want)))
+	for ops := kernel.Diff(h.have, want); len(ops) > 0; {
+		n := slices.IndexFunc(ops, func(o kernel.Op) bool { return kernel.IsIPVS(o.Key) != kernel.IsIPVS(ops[0].Key) })
+		if n < 0 {
+			n = len(ops)
+		}
+		if kernel.IsIPVS(ops[0].Key) {
+			must(t, errors.Join(h.ipvs.Apply(h.fd, h.name, ops[:n])...))
+		} else {
+			must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, ops[:n]))
+		}
+		ops = ops[n:]
+	}
 	same(t, h.dump(t), want)
 	h.have = want
 }
