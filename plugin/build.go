@@ -18,6 +18,7 @@ import (
 	"sluice/internal/dockerapi"
 	"sluice/internal/keyring"
 	"sluice/internal/linux"
+	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
 	"sluice/internal/model"
 	"sluice/internal/plan"
@@ -25,6 +26,7 @@ import (
 	"sluice/internal/store"
 	"sluice/internal/view"
 	"sluice/ipam"
+	"sluice/lb/service"
 )
 
 // parts is everything that lives as long as the process, by name.
@@ -43,6 +45,9 @@ type parts struct {
 	diag   *diag.Server
 
 	follower *follower // of the engine; runEngine's alone, but for its channel
+
+	bestDatapath string // that this kernel has for virtual IPs
+	noIPVS       error  // why that is not IPVS; nil if it is
 
 	routes   atomic.Pointer[[]netip.Prefix] // the host's, for IPAM to stay away from
 	features atomic.Pointer[[]string]       // what the kernel lacks; nil until probed
@@ -65,7 +70,7 @@ func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 		return nil, errors.Join(err, p.store.Close())
 	}
 
-	kcfg := linux.Config{NetnsDir: filepath.Join(cfg.HostRun, "netns"), Tables: nft.Tables{}, Log: log}
+	kcfg := linux.Config{NetnsDir: filepath.Join(cfg.HostRun, "netns"), Tables: nft.Tables{}, IPVS: ipvs.New(), Log: log}
 	if local {
 		kcfg.NetnsPrefix, kcfg.LinkPrefix, kcfg.NoFilter = overlay.LocalNetnsPrefix, overlay.LocalTaskEndPrefix, true
 	}
@@ -76,8 +81,14 @@ func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
 	}
 
+	// Before the first plan: one by the other datapath would reset connections.
+	p.bestDatapath, p.noIPVS = service.IPVS, p.kernel.HasIPVS()
+	if p.noIPVS != nil {
+		p.bestDatapath = service.NFT
+		log.Info("virtual IPs are served by nftables on this node", "err", p.noIPVS)
+	}
 	p.hub, err = view.New(view.Config{
-		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Log: log,
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: p.bestDatapath, Log: log,
 		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
 		Changed: p.changed,
 	}, records)

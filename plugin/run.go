@@ -123,11 +123,14 @@ func (p *parts) datapath() (name, why string) {
 	missing := p.features.Load()
 	switch {
 	case missing == nil:
-		return "nft", "the kernel is being probed"
+		return p.bestDatapath, "the rest of the kernel is being probed"
 	case len(*missing) > 0:
 		return "none", strings.Join(*missing, "; ")
 	}
-	return "nft", "this version serves VIPs by nftables, and the kernel has all that is needed"
+	if p.noIPVS != nil {
+		return p.bestDatapath, p.noIPVS.Error()
+	}
+	return p.bestDatapath, "the kernel has it; networks may ask for nft"
 }
 
 // trouble lists what the parts have to report.

@@ -44,7 +44,7 @@ type Config struct {
 	Loop    Loop
 	// Settings are the plugin's, without secrets.
 	Settings []Setting
-	// Datapath is the datapath of service VIPs on this node, and why it is that one.
+	// Datapath is the best datapath that this node has for service VIPs, and why it is that one.
 	Datapath func() (name, why string)
 	// Gossip is the state of the control plane, and whether it runs.
 	Gossip func() (running bool, state string)
@@ -271,12 +271,11 @@ func (s *Server) Services() Services {
 	for _, p := range s.cfg.Hub.Peers() {
 		names[string(p.Node)] = p.Name
 	}
-	datapath, _ := s.cfg.Datapath()
 	out := Services{Services: []Service{}, Problems: []Problem{}}
 	for _, x := range service.Virtuals(v) {
 		svc := Service{
 			Name: x.Name, ID: string(x.Service), Network: orElse(v.Networks[x.Network].Name, x.Network.Short()),
-			Datapath: datapath, Mode: x.Mode, Scheduler: x.Scheduler, Backends: []Backend{},
+			Datapath: service.Datapath(v.Self, v.Networks[x.Network]), Mode: x.Mode, Scheduler: x.Scheduler, Backends: []Backend{},
 		}
 		if x.VIP.IsValid() {
 			svc.VIP = x.VIP.String()

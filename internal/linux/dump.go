@@ -234,7 +234,7 @@ func (k *Kernel) dumpSpace(s *space, out kernel.State) (peers map[kernel.Link]in
 	}
 	if k.cfg.IPVS != nil {
 		b, err := k.cfg.IPVS.Dump(s.fd(), s.name)
-		if err != nil {
+		if err != nil && !errors.Is(err, kernel.ErrUnsupported) { // without IPVS, there is nothing of it
 			return nil, err
 		}
 		maps.Copy(out, b)

@@ -69,8 +69,8 @@ var features = []feature{
 	}},
 }
 
-// tableProbe is what Tables may offer besides: whether this kernel's nftables can
-// do what it needs, tried in the namespace open at nsFD.
+// tableProbe is what Tables and IPVS may offer besides: whether this kernel can do
+// what they need, tried in the namespace open at nsFD.
 type tableProbe interface{ Probe(nsFD int) error }
 
 // Features tries, in a network namespace of its own that nobody else sees, what
@@ -113,6 +113,32 @@ func (k *Kernel) Features(ctx context.Context) ([]Feature, error) {
 		err = fmt.Errorf("%w: %w", kernel.ErrUnsupported, err)
 	}
 	return append(out, Feature{"iptables", "keeps VXLAN packets of strangers out; without it nothing does", err}), nil
+}
+
+// HasIPVS tries, in a network namespace of its own that nobody else sees, whether
+// this kernel has IPVS. It takes a millisecond. The error is nil if it has, wraps
+// kernel.ErrUnsupported if it has not; any other means that it could not be found out.
+func (k *Kernel) HasIPVS() error {
+	p, ok := k.cfg.IPVS.(tableProbe)
+	if !ok {
+		return fmt.Errorf("IPVS %w: no adapter is configured", kernel.ErrUnsupported)
+	}
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread and its scratch namespace end here.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("make scratch namespace: %w%s", err, hint(err))
+			}
+			ns, _, err := openNetns("/proc/thread-self/ns/net")
+			if err != nil {
+				return err
+			}
+			return errors.Join(p.Probe(int(ns.Fd())), ns.Close())
+		}()
+	}()
+	return <-done
 }
 
 // probeTables asks the nftables adapter, in the calling thread's namespace.

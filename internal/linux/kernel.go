@@ -73,8 +73,8 @@ type Config struct {
 	// Tables changes nftables. Without it, dumps hold no PhaseVIP and PhaseTask
 	// objects and applying one is kernel.ErrUnsupported.
 	Tables Tables
-	// IPVS changes IPVS. Without it, dumps hold no objects of IPVS and applying
-	// one is kernel.ErrUnsupported.
+	// IPVS changes IPVS. Without it, or on a kernel that lacks IPVS, dumps hold
+	// no objects of IPVS and applying one is kernel.ErrUnsupported.
 	IPVS IPVS
 	Log  *slog.Logger
 }

@@ -1,8 +1,12 @@
 package linux
 
 import (
+	"errors"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
+	"sluice/internal/kernel"
 	"sluice/internal/kernel/kerneltest"
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
@@ -31,4 +35,34 @@ func TestLinuxWithIPVSKeepsContract(t *testing.T) {
 		k.cfg.IPVS = ipvs.New()
 		return kerneltest.Subject{Kernel: k, World: w, Tables: true, IPVS: true}
 	})
+}
+
+func TestHasIPVSSaysWhatTheKernelHas(t *testing.T) {
+	k, _ := newHost(t, nil)
+	if err := k.HasIPVS(); !errors.Is(err, kernel.ErrUnsupported) {
+		t.Errorf("without an adapter: %v, want %v", err, kernel.ErrUnsupported)
+	}
+	k.cfg.IPVS = ipvs.New()
+	err := k.HasIPVS()
+	if _, lacking := netlink.GenlFamilyGet("IPVS"); lacking == nil && err != nil {
+		t.Errorf("a kernel with IPVS: %v", err)
+	} else if lacking != nil && !errors.Is(err, kernel.ErrUnsupported) {
+		t.Errorf("a kernel without IPVS: %v, want %v", err, kernel.ErrUnsupported)
+	}
+}
+
+// Where there is no IPVS, there is nothing of it, and that is all that a dump says.
+func TestDumpWithoutIPVS(t *testing.T) {
+	netnstest.Need(t, netnstest.NFTables)
+	k, _ := newHost(t, nft.Tables{})
+	k.cfg.IPVS = ipvs.New()
+	want := kerneltest.Example()
+	apply(t, k, want)
+	have, err := k.Dump(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ops := kernel.Diff(have, want); len(ops) > 0 {
+		t.Errorf("still to do: %v", ops)
+	}
 }

@@ -45,7 +45,7 @@ type Network struct {
 
 // NetworkOptions are the values of `docker network create -o sluice.…`.
 type NetworkOptions struct {
-	Datapath  string // auto, nft
+	Datapath  string // auto, ipvs, nft
 	Mode      string // dr
 	Scheduler string // rr, wrr, sh
 }

@@ -66,7 +66,7 @@ type option[T any] struct {
 var networkOptions = []option[NetworkRequest]{
 	{
 		Option: Option{Key: Datapath, Default: "auto", Allowed: datapaths.allowed(),
-			Doc: "What balances connections to virtual IPs. `auto` takes the best that the node's kernel has; in this version that is `nft`."},
+			Doc: "What balances connections to virtual IPs, on each node by itself: `ipvs` is the kernel's ip_vs, `nft` is nftables alone. `auto` and `ipvs` take ip_vs where the node's kernel has it, and nftables where not."},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Datapath, err = datapaths.parse(v)
 			return err
@@ -160,17 +160,16 @@ type word struct{ name, no string }
 type choice []word
 
 const (
-	needsCounts = "needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and this version serves virtual IPs by nft only"
-	needsIPVS   = "is a scheduler of the kernel's ip_vs, and this version serves virtual IPs by nft only"
+	needsCounts = "needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and this version serves what every node can, by nft too"
+	needsIPVS   = "is a scheduler of the kernel's ip_vs, and this version serves what every node can, by nft too"
 )
 
 // The choices. The schedulers are those of the kernel (net/netfilter/ipvs/ of
 // Linux 6.12), so that a name copied from an ipvsadm or keepalived
 // configuration gets an answer that fits it.
 var (
-	datapaths = choice{{name: "auto"}, {name: "nft"},
-		{"ipvs", "is not served: this version serves virtual IPs by nft only"}}
-	modes = choice{{name: "dr"},
+	datapaths = choice{{name: "auto"}, {name: "ipvs"}, {name: "nft"}}
+	modes     = choice{{name: "dr"},
 		{"nat", "is not served: this version forwards by layer 2 (dr) only"},
 		{"tun", "is not served: this version forwards by layer 2 (dr) only"}}
 	schedulers = choice{{name: "rr"}, {name: "wrr"}, {name: "sh"},
