@@ -46,8 +46,7 @@ type parts struct {
 
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
-	bestDatapath string // that this kernel has for virtual IPs
-	noIPVS       error  // why that is not IPVS; nil if it is
+	noIPVS error // why networks that ask for IPVS do not get it here; nil if they do
 
 	routes   atomic.Pointer[[]netip.Prefix] // the host's, for IPAM to stay away from
 	features atomic.Pointer[[]string]       // what the kernel lacks; nil until probed
@@ -82,13 +81,12 @@ func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 	}
 
 	// Before the first plan: one by the other datapath would reset connections.
-	p.bestDatapath, p.noIPVS = service.IPVS, p.kernel.HasIPVS()
-	if p.noIPVS != nil {
-		p.bestDatapath = service.NFT
-		log.Info("virtual IPs are served by nftables on this node", "err", p.noIPVS)
+	datapath := service.IPVS
+	if p.noIPVS = p.kernel.HasIPVS(); p.noIPVS != nil {
+		datapath = service.NFT
 	}
 	p.hub, err = view.New(view.Config{
-		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: p.bestDatapath, Log: log,
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, Log: log,
 		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
 		Changed: p.changed,
 	}, records)

@@ -14,6 +14,7 @@ import (
 
 	"sluice/internal/diag"
 	"sluice/internal/model"
+	"sluice/lb/service"
 )
 
 // routesAge is how old the host's routes may be when a subnet is chosen. They
@@ -123,14 +124,13 @@ func (p *parts) datapath() (name, why string) {
 	missing := p.features.Load()
 	switch {
 	case missing == nil:
-		return p.bestDatapath, "the rest of the kernel is being probed"
+		return service.NFT, "the default; the kernel is being probed"
 	case len(*missing) > 0:
 		return "none", strings.Join(*missing, "; ")
+	case p.noIPVS != nil:
+		return service.NFT, "the default, and all that this node has: " + p.noIPVS.Error()
 	}
-	if p.noIPVS != nil {
-		return p.bestDatapath, p.noIPVS.Error()
-	}
-	return p.bestDatapath, "the kernel has it; networks may ask for nft"
+	return service.NFT, "the default; networks that ask for ipvs get it, as this kernel has it"
 }
 
 // trouble lists what the parts have to report.

@@ -62,8 +62,8 @@ func packetPaths() map[string]func() string {
 func healthy() diag.Status {
 	return diag.Status{
 		Version: "v0.1.0", Alias: "sluice:latest", Scope: "global", Node: "x8k2mq0v7w1t5r9y3u6i4o2pa", Host: "h2", Role: "worker",
-		VTEP: "192.0.2.2", Port: 4799, Engine: "20.10.24+dfsg1", Datapath: "ipvs",
-		Why:      "the kernel has it; networks may ask for nft",
+		VTEP: "192.0.2.2", Port: 4799, Engine: "20.10.24+dfsg1", Datapath: "nft",
+		Why:      "the default; networks that ask for ipvs get it, as this kernel has it",
 		Networks: 1, Endpoints: 2, Services: 1, Memory: 27 << 20,
 		Gossip: diag.Gossip{State: "running on 192.0.2.2", Peers: []diag.Peer{
 			{Node: "3f0a9c1e7b5d2468ace013579", Host: "h1", VTEP: "192.0.2.1", State: "present", Endpoints: 1},
@@ -76,7 +76,7 @@ func healthy() diag.Status {
 // starting is what `sluice services` answers while a task starts.
 func starting() diag.Services {
 	return diag.Services{Services: []diag.Service{{
-		Name: "web", Network: "shop", VIP: "10.255.0.2", Datapath: "ipvs", Mode: "dr", Scheduler: "rr",
+		Name: "web", Network: "shop", VIP: "10.255.0.2", Datapath: "nft", Mode: "dr", Scheduler: "rr",
 		Backends: []diag.Backend{
 			{Addr: "10.255.0.3", Node: "h1", Weight: 1, State: "ready"},
 			{Addr: "10.255.0.4", Node: "h2", Weight: 1, State: "ready"},

@@ -116,7 +116,7 @@ func (k *Kernel) Features(ctx context.Context) ([]Feature, error) {
 }
 
 // HasIPVS tries, in a network namespace of its own that nobody else sees, whether
-// this kernel has IPVS. It takes a millisecond. The error is nil if it has, wraps
+// this kernel has IPVS. The error is nil if it has, wraps
 // kernel.ErrUnsupported if it has not; any other means that it could not be found out.
 func (k *Kernel) HasIPVS() error {
 	p, ok := k.cfg.IPVS.(tableProbe)

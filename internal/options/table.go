@@ -66,7 +66,7 @@ type option[T any] struct {
 var networkOptions = []option[NetworkRequest]{
 	{
 		Option: Option{Key: Datapath, Default: "auto", Allowed: datapaths.allowed(),
-			Doc: "What balances connections to virtual IPs, on each node by itself: `ipvs` is the kernel's ip_vs, `nft` is nftables alone. `auto` and `ipvs` take ip_vs where the node's kernel has it, and nftables where not."},
+			Doc: "What balances connections to virtual IPs, on each node by itself: `nft` is nftables; `ipvs` is the kernel's ip_vs where the node has it, nftables where not. `auto` is `nft` in this version."},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Datapath, err = datapaths.parse(v)
 			return err

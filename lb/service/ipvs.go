@@ -15,14 +15,15 @@ const (
 	NFT  = "nft"  // nftables alone
 )
 
-// Datapath is what balances a network's VIPs on this node: IPVS where the node has
-// it and the network does not ask for the other. Nodes of both kinds share a
-// network, as each chooses for its own clients and all prepare their tasks alike.
+// Datapath is what balances a network's VIPs on this node: IPVS where the network
+// asks for it and the node has it, else nftables, which every node has. Nodes of
+// both kinds share a network, as each chooses for its own clients and all prepare
+// their tasks alike.
 //
 // A network of more than 65,536 addresses is balanced by nftables everywhere: the
 // marks of its services would be longer than the kernel's, see mark.
 func Datapath(self model.Self, n model.Network) string {
-	if self.Datapath != IPVS || n.Options.Datapath == NFT || !n.Subnet.Addr().Is4() || n.Subnet.Bits() < 32-markBits {
+	if self.Datapath != IPVS || n.Options.Datapath != IPVS || !n.Subnet.Addr().Is4() || n.Subnet.Bits() < 32-markBits {
 		return NFT
 	}
 	return IPVS

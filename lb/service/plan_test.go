@@ -66,6 +66,14 @@ func newWorld() world {
 	return w
 }
 
+// ask makes all networks ask for a datapath.
+func (w world) ask(datapath string) {
+	for id, n := range w.Networks {
+		n.Options.Datapath = datapath
+		w.Networks[id] = n
+	}
+}
+
 func (w world) network(id model.NetworkID, subnet, gateway string) {
 	w.Networks[id] = model.Network{
 		ID: id, Subnet: netip.MustParsePrefix(subnet), Gateway: addr(gateway), VNI: 7, MTU: 1450,
@@ -270,6 +278,7 @@ func TestPlansWithIPVS(t *testing.T) {
 			w := newWorld()
 			c.build(w)
 			w.Self.Datapath = service.IPVS
+			w.ask(service.IPVS)
 			goldenPlan(t, "ipvs-"+c.name, w.View)
 		})
 	}
@@ -292,11 +301,11 @@ func TestDatapathOfANetwork(t *testing.T) {
 		{"", "auto", "10.255.0.0/20", service.NFT},
 		{"nft", "auto", "10.255.0.0/20", service.NFT},
 		{"nft", "ipvs", "10.255.0.0/20", service.NFT}, // this node cannot; others may
-		{"ipvs", "auto", "10.255.0.0/20", service.IPVS},
+		{"ipvs", "auto", "10.255.0.0/20", service.NFT},
 		{"ipvs", "ipvs", "10.255.0.0/16", service.IPVS},
 		{"ipvs", "nft", "10.255.0.0/20", service.NFT},
-		{"ipvs", "auto", "10.0.0.0/15", service.NFT}, // no room in a mark
-		{"ipvs", "auto", "fd00::/64", service.NFT},
+		{"ipvs", "ipvs", "10.0.0.0/15", service.NFT}, // no room in a mark
+		{"ipvs", "ipvs", "fd00::/64", service.NFT},
 	} {
 		n := model.Network{Subnet: netip.MustParsePrefix(c.subnet), Options: model.NetworkOptions{Datapath: c.option}}
 		if got := service.Datapath(model.Self{Datapath: c.node}, n); got != c.want {

@@ -23,6 +23,7 @@ func worlds() *rapid.Generator[model.View] {
 		if rapid.Bool().Draw(t, "second network") {
 			w.network(net2, "10.255.0.0/20", "10.255.0.1")
 		}
+		w.ask(rapid.SampledFrom([]string{"auto", service.IPVS}).Draw(t, "asked for"))
 		network := rapid.SampledFrom([]model.NetworkID{net1, net2})
 		vip := rapid.SampledFrom([]netip.Addr{webVIP, dbVIP, {}})
 		ip := rapid.Map(rapid.IntRange(2, 6), func(i int) netip.Addr { return addr(fmt.Sprintf("10.255.0.%d", i)) })

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"sluice/internal/diag"
 	"sluice/test/cluster"
 	"sluice/test/image"
@@ -75,10 +73,7 @@ func TestVIPAnswersFromEveryContainerOnEveryNode(t *testing.T) {
 	t.Run("status and services", func(t *testing.T) {
 		var st diag.Status
 		sluice(t, 2, &st, "status")
-		datapath := "nft" // unless this machine has ip_vs
-		if _, err := netlink.GenlFamilyGet("IPVS"); err == nil {
-			datapath = "ipvs"
-		}
+		const datapath = "nft"
 		if len(st.Problems) > 0 || st.Networks != 1 || len(st.Gossip.Peers) != 2 || st.Datapath != datapath || st.Alias != plugin {
 			t.Errorf("status: %+v; want datapath %s", st, datapath)
 		}

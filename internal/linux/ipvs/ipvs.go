@@ -20,8 +20,8 @@ import (
 const family = "IPVS"
 
 // sessionTimeout bounds all that is asked of IPVS in one go. The library waits
-// for an answer for ever, in steps of three seconds. An answer takes the kernel
-// some 10 us, so this is for a loaded machine with thousands of services.
+// for an answer for ever, in steps of three seconds. It is as long as nftables'
+// socket waits: generous, for a loaded machine with thousands of services.
 const sessionTimeout = 30 * time.Second
 
 // Flags of a service (include/uapi/linux/ip_vs.h), which the library has no names for.
@@ -54,7 +54,7 @@ type session struct {
 }
 
 // open opens a handle in the namespace that nsFD refers to. A handle serves one
-// goroutine, and costs less than a map of them would: a socket.
+// goroutine only, so each call has its own.
 //
 // kernel.ErrUnsupported: there is no ip_vs.
 func (b *Balancer) open(nsFD int) (*session, error) {
