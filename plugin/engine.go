@@ -8,6 +8,7 @@ import (
 
 	"sluice/internal/diag"
 	"sluice/internal/model"
+	"sluice/internal/options"
 	"sluice/ipam/pool"
 )
 
@@ -28,6 +29,7 @@ type follower struct {
 	knownAs string                        // what was sent to named
 	adopted bool                          // the engine's containers were compared with the records
 	listed  time.Time                     // when it first listed them
+	left    time.Time                     // when it last left a swarm; zero: it has not
 	gone    map[model.NetworkID]time.Time // since when the swarm lacks a network that owns a pool
 }
 
@@ -51,6 +53,7 @@ type poolKeeper interface {
 }
 
 type keyKeeper interface {
+	Add(context.Context, []byte) error
 	ForgetBefore(context.Context, time.Time) error
 }
 
@@ -77,6 +80,7 @@ func (f *follower) follow(ctx context.Context, s model.EngineSnapshot) {
 		f.log.Error("state could not be recorded, will be retried", "err", err)
 	}
 	f.forgetKeys(ctx, before, s)
+	f.takeKeys(ctx, s)
 	f.adopt(ctx, s)
 	f.confirm(ctx, s)
 	f.hub.Settle()
@@ -99,8 +103,32 @@ func (f *follower) forgetKeys(ctx context.Context, before model.NodeID, s model.
 	if !moved && !(s.SwarmValid && s.NoSwarm) {
 		return
 	}
+	f.left = f.now()
 	if err := f.keys.ForgetBefore(ctx, f.now().Add(-newsAge)); err != nil {
 		f.log.Error("gossip keys of the former swarm are kept", "err", err)
+	}
+}
+
+// takeKeys takes the gossip keys that the options of the swarm's networks carry. A
+// manager lists all networks: it has the key without a task of its own, and after
+// its state file was lost.
+func (f *follower) takeKeys(ctx context.Context, s model.EngineSnapshot) {
+	// What is listed just after a change of swarm may be the former one's.
+	if f.scope == scopeLocal || !s.NetworksValid || !f.left.IsZero() && f.now().Sub(f.left) < newsAge {
+		return
+	}
+	for id, n := range s.Networks {
+		text := n.Options[options.SecretKey]
+		if text == "" {
+			continue
+		}
+		key, err := options.DecodeKey(text)
+		if err == nil {
+			err = f.keys.Add(ctx, key)
+		}
+		if err != nil {
+			f.log.Error("the gossip key of a network was not taken", "network", id.Short(), "err", err)
+		}
 	}
 }
 

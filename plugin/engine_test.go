@@ -7,11 +7,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"sluice/internal/keyring"
 	"sluice/internal/model"
+	"sluice/internal/options"
 	"sluice/ipam/pool"
 )
 
@@ -27,6 +29,7 @@ type around struct {
 	freed    []model.NetworkID
 	compared map[model.NetworkID][]netip.Addr
 	forgot   []time.Time
+	added    []string // keys, in hexadecimal
 	woken    int
 	fail     error
 }
@@ -55,6 +58,10 @@ func (a *around) Free(_ context.Context, id model.NetworkID) error {
 func (a *around) Confirm(_ context.Context, id model.NetworkID, live []netip.Addr) (pool.Confirmation, error) {
 	a.compared[id] = live
 	return pool.Confirmation{}, a.fail
+}
+func (a *around) Add(_ context.Context, key []byte) error {
+	a.added = append(a.added, options.EncodeKey(key))
+	return a.fail
 }
 func (a *around) ForgetBefore(_ context.Context, t time.Time) error {
 	a.forgot = append(a.forgot, t)
@@ -241,6 +248,45 @@ func TestKeysOfAFormerSwarmAreForgotten(t *testing.T) {
 				t.Errorf("%s: keys of %s and before", c.name, a.forgot[before])
 			}
 		}
+	}
+}
+
+// TestKeysAreTakenFromTheNetworksListed: on a manager without a task of its own,
+// and nowhere where they may be a former swarm's.
+func TestKeysAreTakenFromTheNetworksListed(t *testing.T) {
+	key := strings.Repeat("5a", 32)
+	in := func(id model.NodeID) model.EngineSnapshot {
+		return model.EngineSnapshot{
+			SwarmValid: true, Active: true, Node: id, NetworksValid: true,
+			Networks: map[model.NetworkID]model.EngineNetwork{
+				"n": {Options: map[string]string{options.SecretKey: key}}, "other": {}, "bad": {Options: map[string]string{options.SecretKey: "x"}},
+			},
+		}
+	}
+	a := newAround()
+	a.after(t, 0, in("a"))
+	if !slices.Equal(a.added, []string{key}) {
+		t.Fatalf("took %q", a.added)
+	}
+	a.added = nil
+	a.after(t, time.Second, in("b")) // another swarm, with what the engine listed in the former
+	a.after(t, newsAge-time.Millisecond, in("b"))
+	if len(a.added) > 0 {
+		t.Errorf("took %q just after the node had changed its swarm", a.added)
+	}
+	a.after(t, time.Millisecond, in("b"))
+	if !slices.Equal(a.added, []string{key}) {
+		t.Errorf("took %q in the new swarm", a.added)
+	}
+	unread := in("a")
+	unread.NetworksValid = false
+	local := newAround()
+	local.scope = scopeLocal
+	local.after(t, 0, in("a"))
+	fresh := newAround()
+	fresh.after(t, 0, unread)
+	if len(local.added)+len(fresh.added) > 0 {
+		t.Errorf("took %q with SCOPE=local, %q from a list that is not valid", local.added, fresh.added)
 	}
 }
 
