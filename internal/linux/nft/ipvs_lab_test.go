@@ -20,7 +20,7 @@ import (
 // labNetwork is the lab as a network of the model.
 var labNetwork = model.Network{
 	ID: "labnetwork0000000000000000", Subnet: netip.MustParsePrefix("10.255.0.0/20"), Gateway: netip.MustParseAddr("10.255.0.1"),
-	VNI: 4097, MTU: mtu, Options: model.NetworkOptions{Datapath: "auto", Mode: "dr", Scheduler: "rr"},
+	VNI: 4097, MTU: mtu, Options: model.NetworkOptions{Datapath: lb.IPVS, Mode: "dr", Scheduler: "rr"},
 }
 
 // onBoth runs a test of what both datapaths promise on each.
