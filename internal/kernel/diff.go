@@ -156,15 +156,22 @@ func dies(have, want State, k Key) bool {
 			return false
 		}
 	case TaskVIP:
-		_, there := have[TaskTable{k.Sandbox}]
-		_, wanted := want[TaskTable{k.Sandbox}]
-		return there && !wanted
+		return tableDies(have, want, k.Sandbox)
+	case TaskPort:
+		return tableDies(have, want, k.Sandbox)
 	}
 	if k.Netns() == "" {
 		return false
 	}
 	_, there := have[Netns{k.Netns()}]
 	_, wanted := want[Netns{k.Netns()}]
+	return there && !wanted
+}
+
+// tableDies reports whether the table of a task's namespace goes.
+func tableDies(have, want State, sandbox string) bool {
+	_, there := have[TaskTable{sandbox}]
+	_, wanted := want[TaskTable{sandbox}]
 	return there && !wanted
 }
 
@@ -182,10 +189,10 @@ func byPhase(a, b Key) int {
 // rank orders kinds that share a phase.
 func rank(k Key) int {
 	switch k.(type) {
-	case BridgeTable, TaskTable, Filter, MarkTable, IPVSTimeouts:
+	case BridgeTable, TaskTable, TaskTunnel, Filter, MarkTable, LiftTable, IPVSTimeouts:
 		return 0
-	case VIP, IPVSService:
-		return 1
+	case VIP, IPVSService, LiftFrom, LiftTo:
+		return 1 // answers have a way before there are any
 	case Mark:
 		return 3 // a packet comes to a service that has all its backends
 	}
@@ -210,7 +217,7 @@ func Apply(have State, ops []Op) State {
 		}
 		delete(out, o.Key)
 		switch o.Key.(type) {
-		case Netns, TaskTable, BridgeTable, MarkTable, IPVSService:
+		case Netns, TaskTable, BridgeTable, MarkTable, LiftTable, IPVSService:
 			maps.DeleteFunc(out, func(k Key, _ Value) bool { return inside(k, o.Key) })
 		}
 	}
@@ -223,11 +230,20 @@ func inside(k, gone Key) bool {
 	case Netns:
 		return k.Netns() == gone.Name
 	case TaskTable:
-		v, ok := k.(TaskVIP)
-		return ok && v.Sandbox == gone.Sandbox
+		switch k := k.(type) {
+		case TaskVIP:
+			return k.Sandbox == gone.Sandbox
+		case TaskPort:
+			return k.Sandbox == gone.Sandbox
+		}
 	case BridgeTable:
 		switch k.(type) {
-		case Member, VIP, Slot, Alive, Other:
+		case Member, VIP, Port, Real, Slot, Alive, Other:
+			return k.Netns() == gone.NS
+		}
+	case LiftTable:
+		switch k.(type) {
+		case LiftFrom, LiftTo:
 			return k.Netns() == gone.NS
 		}
 	case MarkTable:

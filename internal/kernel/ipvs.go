@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"sluice/internal/model"
 )
 
 // The objects of the datapath that balances with the kernel's ip_vs. In a
@@ -11,6 +13,7 @@ import (
 // tells IPVS which service they are for, whatever their port.
 //
 //	packet to VIP ─▶ Mark ─▶ IPVSService ─▶ IPVSDest ─▶ frame to the backend's MAC
+//	client ◀─ IPVS ◀─ LiftTable ◀─ answer of a backend that is sent to by IPVSNAT
 
 // MarkTable is the nftables table of a network's namespace that marks packets to
 // virtual IPs; Marks live in it.
@@ -23,6 +26,9 @@ type Mark struct {
 	// Client is the source of packets that have a mark of their own: a member
 	// that must not be given itself. Invalid: all others.
 	Client netip.Addr
+	// Proto and Port are those that packets are to; none: all of them.
+	Proto model.Proto
+	Port  uint16
 }
 
 // IPVSTimeouts are how long IPVS remembers silent connections in a namespace.
@@ -36,11 +42,31 @@ type IPVSService struct {
 	Mark uint32
 }
 
-// IPVSDest is a backend of an IPVSService, on the ports that clients ask for.
+// IPVSDest is a backend of an IPVSService.
 type IPVSDest struct {
 	NS   string
 	Mark uint32
 	IP   netip.Addr
+	// Port is where packets go that get another address (IPVSNAT); 0: the port that
+	// the client asks for.
+	Port uint16
+}
+
+// LiftTable is the nftables table of a network's namespace that takes answers out
+// of the bridge, into the namespace's stack, where IPVS gives them their address
+// back: those of LiftFrom to LiftTo.
+type LiftTable struct{ NS string }
+
+// LiftFrom is a backend that IPVS sends packets to with another address (IPVSNAT).
+type LiftFrom struct {
+	NS string
+	IP netip.Addr
+}
+
+// LiftTo is an endpoint of this node, whose packets IPVS here has sent.
+type LiftTo struct {
+	NS string
+	IP netip.Addr
 }
 
 // MarkTableSpec is the value of MarkTable; there is nothing to choose.
@@ -70,7 +96,18 @@ type IPVSServiceSpec struct {
 	// PersistBits is the length of the prefix of addresses that are one client;
 	// 0 unless Persist is set.
 	PersistBits int
+	// OnePacket chooses a backend for each UDP packet.
+	OnePacket bool
 }
+
+// LiftTableSpec is the value of LiftTable: the MAC of the bridge itself.
+type LiftTableSpec struct{ Router model.MAC }
+
+// LiftFromSpec is the value of LiftFrom.
+type LiftFromSpec struct{}
+
+// LiftToSpec is the value of LiftTo.
+type LiftToSpec struct{}
 
 // IPVSDestSpec is the value of IPVSDest.
 type IPVSDestSpec struct {
@@ -97,6 +134,9 @@ func (Mark) Phase() Phase         { return PhaseVIP }
 func (IPVSTimeouts) Phase() Phase { return PhaseVIP }
 func (IPVSService) Phase() Phase  { return PhaseVIP }
 func (IPVSDest) Phase() Phase     { return PhaseVIP }
+func (LiftTable) Phase() Phase    { return PhaseVIP }
+func (LiftFrom) Phase() Phase     { return PhaseVIP }
+func (LiftTo) Phase() Phase       { return PhaseVIP }
 
 // Netns implements Key.
 func (k MarkTable) Netns() string    { return k.NS }
@@ -104,10 +144,16 @@ func (k Mark) Netns() string         { return k.NS }
 func (k IPVSTimeouts) Netns() string { return k.NS }
 func (k IPVSService) Netns() string  { return k.NS }
 func (k IPVSDest) Netns() string     { return k.NS }
+func (k LiftTable) Netns() string    { return k.NS }
+func (k LiftFrom) Netns() string     { return k.NS }
+func (k LiftTo) Netns() string       { return k.NS }
 
 func (k MarkTable) String() string { return "marks " + in(k.NS) }
 func (k Mark) String() string {
 	s := "mark " + in(k.NS) + " " + k.VIP.String()
+	if k.Proto != "" {
+		s += fmt.Sprintf(" port %d/%s", k.Port, k.Proto)
+	}
 	if k.Client.IsValid() {
 		s += " client " + k.Client.String()
 	}
@@ -116,8 +162,15 @@ func (k Mark) String() string {
 func (k IPVSTimeouts) String() string { return "ipvs " + in(k.NS) + " timeouts" }
 func (k IPVSService) String() string  { return fmt.Sprintf("ipvs %s fwm %d", in(k.NS), k.Mark) }
 func (k IPVSDest) String() string {
-	return fmt.Sprintf("ipvs %s fwm %d -> %s", in(k.NS), k.Mark, k.IP)
+	s := fmt.Sprintf("ipvs %s fwm %d -> %s", in(k.NS), k.Mark, k.IP)
+	if k.Port != 0 {
+		s += fmt.Sprintf(" port %d", k.Port)
+	}
+	return s
 }
+func (k LiftTable) String() string { return "lift " + in(k.NS) }
+func (k LiftFrom) String() string  { return "lift " + in(k.NS) + " from " + k.IP.String() }
+func (k LiftTo) String() string    { return "lift " + in(k.NS) + " to " + k.IP.String() }
 
 func (MarkTableSpec) String() string { return "" }
 func (v MarkSpec) String() string    { return fmt.Sprintf("fwm %d", v.Mark) }
@@ -136,8 +189,14 @@ func (v IPVSServiceSpec) String() string {
 	if v.Persist > 0 {
 		fmt.Fprintf(&b, " persist %d bits %d", v.Persist, v.PersistBits)
 	}
+	if v.OnePacket {
+		b.WriteString(" one-packet")
+	}
 	return b.String()
 }
+func (v LiftTableSpec) String() string { return "router " + v.Router.String() }
+func (LiftFromSpec) String() string    { return "" }
+func (LiftToSpec) String() string      { return "" }
 func (v IPVSDestSpec) String() string {
 	s := fmt.Sprintf("weight %d %s", v.Weight, v.Method)
 	if v.Upper > 0 || v.Lower > 0 {

@@ -139,6 +139,21 @@ type Other struct {
 	Client netip.Addr
 }
 
+// Port is one that a VIP has, if it has not all of them (VIPSpec.Named).
+type Port struct {
+	NS    string
+	VIP   netip.Addr
+	Proto model.Proto
+	Port  uint16
+}
+
+// Real is the address of the backend with a MAC, for VIPs whose packets get that
+// address (VIPSpec.NAT).
+type Real struct {
+	NS  string
+	MAC model.MAC
+}
+
 // TaskTable is the nftables table in a task's namespace. There is one for each
 // namespace, however many networks the task is on: Sandbox is the path of the
 // namespace, not an endpoint.
@@ -149,6 +164,22 @@ type TaskTable struct{ Sandbox string }
 type TaskVIP struct {
 	Sandbox string
 	VIP     netip.Addr
+}
+
+// TaskPort is the translation of one port of a VIP to another port of the task,
+// before TaskVIP's of all others.
+type TaskPort struct {
+	Sandbox string
+	VIP     netip.Addr
+	Proto   model.Proto
+	Port    uint16
+}
+
+// TaskTunnel is a device in a task's namespace that takes IPIP packets (RFC 2003)
+// to the task's own address Addr.
+type TaskTunnel struct {
+	Sandbox string
+	Addr    netip.Addr
 }
 
 // NetnsSpec is the value of Netns; there is nothing to choose.
@@ -202,6 +233,7 @@ type FilterPeerSpec struct{}
 type BridgeTableSpec struct {
 	Router model.MAC // of the bridge itself: what is sent there is answered by the namespace's own stack
 	Uplink string    // the VXLAN device, empty on a local network: its frames were balanced by their sender
+	Open   int       // for how many seconds an open connection without packets is remembered
 }
 
 // MemberSpec is the value of Member.
@@ -211,7 +243,21 @@ type MemberSpec struct{ MAC model.MAC }
 type VIPSpec struct {
 	Scheduler string // rr, wrr: slots in turn; sh: slot by hash of the client's address
 	Slots     int    // number of slots; 0 refuses every connection
+	Named     bool   // only its Ports are served, all others refuse
+	NAT       bool   // packets get the address of their backend's Real, answers the VIP
+	// OnePacket chooses a slot for each UDP packet.
+	OnePacket bool
+	// Persist is for how many seconds a client's next connection goes where its
+	// last one went; 0: each is chosen for itself. PersistBits is the length of the
+	// prefix of addresses that are one client; 0 unless Persist is set.
+	Persist, PersistBits int
 }
+
+// PortSpec is the value of Port: the backend's port, where packets get its address.
+type PortSpec struct{ To uint16 }
+
+// RealSpec is the value of Real.
+type RealSpec struct{ IP netip.Addr }
 
 // SlotSpec is the value of Slot.
 type SlotSpec struct{ MAC model.MAC }
@@ -231,6 +277,16 @@ type TaskVIPSpec struct {
 	// Loop also translates what the task itself sends to the VIP: it is the only backend.
 	Loop bool
 }
+
+// TaskPortSpec is the value of TaskPort.
+type TaskPortSpec struct {
+	Addr netip.Addr // the task's own on that network
+	To   uint16     // its port
+	Loop bool       // as TaskVIPSpec's
+}
+
+// TaskTunnelSpec is the value of TaskTunnel; there is nothing to choose.
+type TaskTunnelSpec struct{}
 
 // Phase implements Key.
 func (Netns) Phase() Phase  { return PhaseNetns }
@@ -257,6 +313,10 @@ func (Alive) Phase() Phase       { return PhaseVIP }
 func (Other) Phase() Phase       { return PhaseVIP }
 func (TaskTable) Phase() Phase   { return PhaseTask }
 func (TaskVIP) Phase() Phase     { return PhaseTask }
+func (Port) Phase() Phase        { return PhaseVIP }
+func (Real) Phase() Phase        { return PhaseVIP }
+func (TaskPort) Phase() Phase    { return PhaseTask }
+func (TaskTunnel) Phase() Phase  { return PhaseTask }
 
 // Netns implements Key. A named namespace is an object of the host.
 func (Netns) Netns() string         { return "" }
@@ -275,6 +335,10 @@ func (k Alive) Netns() string       { return k.NS }
 func (k Other) Netns() string       { return k.NS }
 func (k TaskTable) Netns() string   { return "task:" + k.Sandbox }
 func (k TaskVIP) Netns() string     { return "task:" + k.Sandbox }
+func (k Port) Netns() string        { return k.NS }
+func (k Real) Netns() string        { return k.NS }
+func (k TaskPort) Netns() string    { return "task:" + k.Sandbox }
+func (k TaskTunnel) Netns() string  { return "task:" + k.Sandbox }
 
 func in(ns string) string {
 	if ns == "" {
@@ -308,6 +372,16 @@ func (k Other) String() string {
 func (k TaskTable) String() string { return "translate task " + path.Base(k.Sandbox) }
 func (k TaskVIP) String() string {
 	return "translate task " + path.Base(k.Sandbox) + " vip " + k.VIP.String()
+}
+func (k Port) String() string {
+	return fmt.Sprintf("port %s %s %d/%s", in(k.NS), k.VIP, k.Port, k.Proto)
+}
+func (k Real) String() string { return "real " + in(k.NS) + " " + k.MAC.String() }
+func (k TaskPort) String() string {
+	return fmt.Sprintf("translate task %s vip %s port %d/%s", path.Base(k.Sandbox), k.VIP, k.Port, k.Proto)
+}
+func (k TaskTunnel) String() string {
+	return "tunnel task " + path.Base(k.Sandbox) + " to " + k.Addr.String()
 }
 
 func (NetnsSpec) String() string    { return "" }
@@ -350,17 +424,45 @@ func (v FDBSpec) String() string      { return "dst " + v.VTEP.String() }
 func (v FilterSpec) String() string   { return fmt.Sprintf("port %d", v.Port) }
 func (FilterPeerSpec) String() string { return "" }
 func (v BridgeTableSpec) String() string {
-	if v.Uplink == "" {
-		return "router " + v.Router.String()
+	s := "router " + v.Router.String()
+	if v.Uplink != "" {
+		s += " uplink " + v.Uplink
 	}
-	return "router " + v.Router.String() + " uplink " + v.Uplink
+	if v.Open != 0 {
+		s += fmt.Sprintf(" open %d", v.Open)
+	}
+	return s
 }
-func (v MemberSpec) String() string  { return "mac " + v.MAC.String() }
-func (v VIPSpec) String() string     { return fmt.Sprintf("%s slots %d", v.Scheduler, v.Slots) }
-func (v SlotSpec) String() string    { return "-> " + v.MAC.String() }
-func (AliveSpec) String() string     { return "" }
-func (v OtherSpec) String() string   { return "-> " + v.MAC.String() }
-func (TaskTableSpec) String() string { return "" }
+func (v MemberSpec) String() string { return "mac " + v.MAC.String() }
+func (v VIPSpec) String() string {
+	s := fmt.Sprintf("%s slots %d", v.Scheduler, v.Slots)
+	if v.Persist > 0 {
+		s += fmt.Sprintf(" persist %d bits %d", v.Persist, v.PersistBits)
+	}
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{{"named", v.Named}, {"nat", v.NAT}, {"one-packet", v.OnePacket}} {
+		if f.set {
+			s += " " + f.name
+		}
+	}
+	return s
+}
+func (v PortSpec) String() string { return fmt.Sprintf("-> %d", v.To) }
+func (v RealSpec) String() string { return "-> " + v.IP.String() }
+func (v TaskPortSpec) String() string {
+	s := fmt.Sprintf("to %s port %d", v.Addr, v.To)
+	if v.Loop {
+		s += " loop"
+	}
+	return s
+}
+func (TaskTunnelSpec) String() string { return "" }
+func (v SlotSpec) String() string     { return "-> " + v.MAC.String() }
+func (AliveSpec) String() string      { return "" }
+func (v OtherSpec) String() string    { return "-> " + v.MAC.String() }
+func (TaskTableSpec) String() string  { return "" }
 func (v TaskVIPSpec) String() string {
 	if v.Loop {
 		return "to " + v.Addr.String() + " loop"

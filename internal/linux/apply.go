@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"sluice/internal/kernel"
 )
@@ -242,12 +243,4 @@ func (k *Kernel) applyBatch(ns string, ops []kernel.Op) error {
 }
 
 // sandboxOf is the path of the task's namespace that the object is in.
-func sandboxOf(key kernel.Key) (string, bool) {
-	switch key := key.(type) {
-	case kernel.TaskTable:
-		return key.Sandbox, true
-	case kernel.TaskVIP:
-		return key.Sandbox, true
-	}
-	return "", false
-}
+func sandboxOf(key kernel.Key) (string, bool) { return strings.CutPrefix(key.Netns(), "task:") }

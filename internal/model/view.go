@@ -46,8 +46,8 @@ type Network struct {
 // NetworkOptions are the values of `docker network create -o sluice.…`.
 type NetworkOptions struct {
 	Datapath  string // auto, ipvs, nft
-	Mode      string // dr
-	Scheduler string // rr, wrr, sh
+	Mode      string // dr, nat, tun
+	Scheduler string // a scheduler of ip_vs, by its name there
 }
 
 // Phase is how far the engine has brought an endpoint.
@@ -90,6 +90,7 @@ type Endpoint struct {
 
 	Task     Task       // zero for a container that is no swarm task
 	Prepared netip.Addr // the VIP that the task's namespace translates, read back; invalid: none
+	Tunnel   bool       // the task's namespace takes IPIP packets to Addr, read back
 }
 
 // ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`.
@@ -97,6 +98,19 @@ type ServiceOptions struct {
 	Scheduler string // empty: the network's
 	Mode      string // empty: the network's
 	Weight    int    // 1..255; 0 means not set, which is 1
+	Ports     Ports  // that the VIP has; empty: all
+
+	// Persist is for how many seconds a client's next connection goes where its
+	// last one went; 0: each is chosen for itself. PersistBits is the length of the
+	// prefix of addresses that are one client, 1..32, and 0 if Persist is.
+	Persist, PersistBits int
+	// OnePacket balances each UDP packet by itself.
+	OnePacket bool
+	// Upper and Lower are numbers of connections of one task, as each client's node
+	// counts them: none come beyond Upper, until there are fewer than Lower. 0: no limit.
+	Upper, Lower int
+	// Idle is for how many seconds a connection may be silent; 0: the default.
+	Idle int
 }
 
 // Task is what the engine says of the swarm task behind an endpoint.
@@ -120,6 +134,7 @@ type Remote struct {
 	Options  ServiceOptions
 	Task     Task
 	Prepared netip.Addr // the VIP that the task's namespace translates; invalid: none
+	Tunnel   bool       // the task's namespace takes IPIP packets to Addr
 }
 
 // Service is a swarm service, as a manager told it.

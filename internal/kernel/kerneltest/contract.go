@@ -229,9 +229,9 @@ func namesMissing(t *testing.T, c *check) {
 	s := c.example()
 	for _, key := range s.Keys() {
 		switch key.(type) {
-		case kernel.Netns, kernel.Filter, kernel.TaskTable:
+		case kernel.Netns, kernel.Filter, kernel.TaskTable, kernel.TaskTunnel:
 			continue // need nothing of ours
-		case kernel.TaskVIP:
+		case kernel.TaskVIP, kernel.TaskPort:
 			continue // its task is there
 		}
 		err := c.Kernel.Apply(t.Context(), []kernel.Op{{Key: key, Want: s[key]}})[0]
@@ -364,7 +364,12 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			_, drop = k.(kernel.FilterPeer)
 		case kernel.BridgeTable:
 			switch k.(type) {
-			case kernel.Member, kernel.VIP, kernel.Slot, kernel.Alive, kernel.Other:
+			case kernel.Member, kernel.VIP, kernel.Port, kernel.Real, kernel.Slot, kernel.Alive, kernel.Other:
+				drop = k.Netns() == gone.NS
+			}
+		case kernel.LiftTable:
+			switch k.(type) {
+			case kernel.LiftFrom, kernel.LiftTo:
 				drop = k.Netns() == gone.NS
 			}
 		case kernel.MarkTable:
@@ -374,7 +379,10 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			d, ok := k.(kernel.IPVSDest)
 			drop = ok && d.NS == gone.NS && d.Mark == gone.Mark
 		case kernel.TaskTable:
-			drop = k.Phase() == kernel.PhaseTask
+			switch k.(type) {
+			case kernel.TaskVIP, kernel.TaskPort:
+				drop = k.Netns() == gone.Netns()
+			}
 		case kernel.VIP:
 			drop = vipOf(k) == gone.IP
 		}
@@ -402,6 +410,8 @@ func vipOf(k kernel.Key) netip.Addr {
 	case kernel.Alive:
 		return k.VIP
 	case kernel.Other:
+		return k.VIP
+	case kernel.Port:
 		return k.VIP
 	}
 	return netip.Addr{}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 
 	"sluice/internal/kernel"
@@ -270,12 +271,4 @@ func (f *Fake) halve(port kernel.Link) {
 }
 
 // sandboxOf is the path of the task's namespace that an object is in.
-func sandboxOf(k kernel.Key) (string, bool) {
-	switch k := k.(type) {
-	case kernel.TaskTable:
-		return k.Sandbox, true
-	case kernel.TaskVIP:
-		return k.Sandbox, true
-	}
-	return "", false
-}
+func sandboxOf(k kernel.Key) (string, bool) { return strings.CutPrefix(k.Netns(), "task:") }

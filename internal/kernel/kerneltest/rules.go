@@ -58,6 +58,14 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
 	case kernel.Other:
 		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
+	case kernel.Port:
+		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
+	case kernel.Real:
+		return f.need(kernel.BridgeTable{NS: k.NS})
+	case kernel.LiftFrom:
+		return f.need(kernel.LiftTable{NS: k.NS})
+	case kernel.LiftTo:
+		return f.need(kernel.LiftTable{NS: k.NS})
 	case kernel.Mark:
 		return f.need(kernel.MarkTable{NS: k.NS})
 	case kernel.IPVSDest:
@@ -70,7 +78,8 @@ func (f *Fake) placeTask(path string, key kernel.Key) error {
 	if !f.sandboxes[path] {
 		return missing(fmt.Sprintf("task's namespace %q", path))
 	}
-	if _, ok := key.(kernel.TaskVIP); ok {
+	switch key.(type) {
+	case kernel.TaskVIP, kernel.TaskPort:
 		return f.need(kernel.TaskTable{Sandbox: path})
 	}
 	return nil
