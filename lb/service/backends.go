@@ -8,14 +8,11 @@ import (
 	"sluice/internal/model"
 )
 
-// Schedulers that a plan treats in some way of its own, by their LVS names
-// (ipvsadm(8)). The first three, round robin, weighted round robin and source
-// hashing, are those that the nft datapath can express; mh is Maglev's hashing.
+// The forwarding modes, by their LVS names.
 const (
-	RR  = "rr"
-	WRR = "wrr"
-	SH  = "sh"
-	MH  = "mh"
+	DR  = "dr"  // by layer 2; the task translates
+	NAT = "nat" // with the backend's address; nothing is asked of the task
+	TUN = "tun" // as dr, in another IP packet
 )
 
 // maxWeight bounds the number of slots; it is the largest weight that an option can have.
@@ -31,6 +28,7 @@ type Backend struct {
 	Weight   int  // 1..255
 	Ready    bool // takes new connections
 	Local    bool // on this node
+	Tunnel   bool // takes packets in IPIP
 	// Why is the reason for not being Ready, for people; empty if it is.
 	Why string
 }
@@ -41,9 +39,10 @@ type Virtual struct {
 	Name      string
 	Network   model.NetworkID
 	VIP       netip.Addr // invalid: endpoint mode dnsrr, nothing to balance
-	Scheduler string
+	Scheduler string     // asked for; see the function Scheduler
 	Mode      string
-	Backends  []Backend // sorted by address
+	Options   model.ServiceOptions // the rest of what is asked for
+	Backends  []Backend            // sorted by address
 }
 
 // Ready returns the backends that take new connections, for reading only: if
@@ -115,7 +114,7 @@ func blank(v model.View, p place) Virtual {
 	opts := s.Options[p.network]
 	return Virtual{
 		Service: p.service, Name: s.Name, Network: p.network,
-		Scheduler: cmp.Or(opts.Scheduler, n.Scheduler), Mode: cmp.Or(opts.Mode, n.Mode),
+		Scheduler: cmp.Or(opts.Scheduler, n.Scheduler, RR), Mode: cmp.Or(opts.Mode, n.Mode, DR), Options: opts,
 	}
 }
 
@@ -131,26 +130,25 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		}
 		return cmp.Compare(a.Endpoint, b.Endpoint)
 	})
-	s, told := v.Services[x.Service]
-	opts := s.Options[x.Network]
-	if !told {
-		opts = hearsay(v, x, ms)
+	if _, told := v.Services[x.Service]; !told {
+		hearsay(v, x, ms)
 	}
 	out := make([]Backend, len(ms))
 	for i, m := range ms {
 		b := &out[i]
 		*b = m.Backend
+		// The task's own, which during an update may differ from the service's.
 		// Bounded here too: the number is another node's, and slots are made of it.
-		b.Weight = min(max(1, cmp.Or(opts.Weight, m.Weight)), maxWeight)
-		b.Why = m.unready(x.VIP)
+		b.Weight = min(max(1, cmp.Or(m.Weight, x.Options.Weight)), maxWeight)
+		b.Why = m.unready(x.VIP, x.Mode)
 		b.Ready = b.Why == ""
 	}
 	return out
 }
 
-// hearsay fills in name, VIP and scheduling of a service that no manager has
-// told of, from its tasks, and returns the options that hold for it.
-func hearsay(v model.View, x *Virtual, ms []*member) model.ServiceOptions {
+// hearsay fills in name, VIP and options of a service that no manager has told
+// of, from its tasks.
+func hearsay(v model.View, x *Virtual, ms []*member) {
 	var from *member
 	for _, m := range ms {
 		t, _ := m.told(v)
@@ -162,10 +160,8 @@ func hearsay(v model.View, x *Virtual, ms []*member) model.ServiceOptions {
 			from = m
 		}
 	}
-	if from == nil {
-		return model.ServiceOptions{}
+	if from != nil {
+		_, x.Options = from.told(v)
+		x.Scheduler, x.Mode = cmp.Or(x.Options.Scheduler, x.Scheduler), cmp.Or(x.Options.Mode, x.Mode)
 	}
-	_, opts := from.told(v)
-	x.Scheduler, x.Mode = cmp.Or(opts.Scheduler, x.Scheduler), cmp.Or(opts.Mode, x.Mode)
-	return opts
 }

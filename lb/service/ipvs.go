@@ -1,8 +1,9 @@
 package service
 
 import (
-	"encoding/binary"
+	"cmp"
 	"net/netip"
+	"slices"
 
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
@@ -15,52 +16,86 @@ const (
 	NFT  = "nft"  // nftables alone
 )
 
-// Datapath is what balances a network's VIPs on this node: IPVS where the network
-// asks for it and the node has it, else nftables, which every node has. Nodes of
+// Datapath is what balances a network's VIPs on this node: IPVS where the node has
+// it and the network does not ask for nftables, which every node has. Nodes of
 // both kinds share a network, as each chooses for its own clients and all prepare
 // their tasks alike.
-//
-// A network of more than 65,536 addresses is balanced by nftables everywhere: the
-// marks of its services would be longer than the kernel's, see mark.
 func Datapath(self model.Self, n model.Network) string {
-	if self.Datapath != IPVS || n.Options.Datapath != IPVS || !n.Subnet.Addr().Is4() || n.Subnet.Bits() < 32-markBits {
+	if self.Datapath != IPVS || n.Options.Datapath == NFT || !n.Subnet.Addr().Is4() {
 		return NFT
 	}
 	return IPVS
 }
 
-// markBits is the length of the host's part of an address, so that two fit into a
-// firewall mark.
-const markBits = 16
+// entry is a way to a VIP that IPVS has a service of its own for: one port of it
+// or all, from one client or all others.
+type entry struct {
+	vip, client netip.Addr
+	port        model.PortMap // zero: all
+}
 
-// mark is the firewall mark of packets to a VIP from a client with a service of
-// its own, or from all others if client is invalid. It follows from the addresses
-// alone, so that a service keeps its mark, and its connections, whatever comes and
-// goes beside it: the VIP's number in the subnet, with the client's 16 bits above.
-// There is no mark, 0, for what is not of the subnet.
-func mark(n model.Network, vip, client netip.Addr) uint32 {
-	number := func(a netip.Addr) uint32 {
-		if !n.Subnet.Contains(a) {
-			return 0
+// entries lists the ways to a service's VIP. Besides those for everybody, each
+// local backend has its own, in which it is not: IPVS has no "not the client itself".
+func entries(x *Virtual) []entry {
+	ports := x.Options.Ports.List()
+	if ports == nil {
+		ports = []model.PortMap{{}}
+	}
+	out := make([]entry, 0, 2*len(ports))
+	for _, p := range ports {
+		out = append(out, entry{vip: x.VIP, port: p})
+		for i := range x.Backends {
+			if b := &x.Backends[i]; b.Local {
+				out = append(out, entry{vip: x.VIP, client: b.Addr, port: p})
+			}
 		}
-		b := a.As4()
-		return binary.BigEndian.Uint32(b[:]) & (1<<(32-n.Subnet.Bits()) - 1)
 	}
-	v := number(vip)
-	if !client.IsValid() || v == 0 {
-		return v
+	return out
+}
+
+// number is a hash of the entry: FNV-1a, 32 bits.
+func (e entry) number() uint32 {
+	h := uint32(2166136261)
+	add := func(bs ...byte) {
+		for _, b := range bs {
+			h = (h ^ uint32(b)) * 16777619
+		}
 	}
-	c := number(client)
-	if c == 0 {
-		return 0
+	vip, client := e.vip.As16(), e.client.As16()
+	add(vip[12:]...)
+	add(client[12:]...)
+	add(e.port.Proto.Number(), byte(e.port.From>>8), byte(e.port.From))
+	return h
+}
+
+// marksOf gives each entry a firewall mark of its own, which is not 0. It follows
+// from the entry, so that a service keeps its mark, and its connections, whatever
+// comes and goes beside it. Only of two with the same hash, which among 10,000
+// happens on one node of eighty, one takes the next number, and may lose it.
+func marksOf(all []entry) map[entry]uint32 {
+	slices.SortFunc(all, func(a, b entry) int {
+		return cmp.Or(a.vip.Compare(b.vip), a.client.Compare(b.client),
+			cmp.Compare(a.port.Proto, b.port.Proto), cmp.Compare(a.port.From, b.port.From))
+	})
+	out, taken := make(map[entry]uint32, len(all)), make(map[uint32]bool, len(all))
+	for _, e := range all {
+		n := e.number()
+		for n == 0 || taken[n] {
+			n++
+		}
+		out[e], taken[n] = n, true
 	}
-	return v | c<<markBits
+	return out
 }
 
 // ipvsTimeouts are those of the nft datapath: an open connection outlives Linux's
 // TCP keepalive of 2 h 11 min, which the kernel's own 15 minutes do not; one that
 // is half closed, and UDP, are kept as long as Linux's own tables keep them.
-var ipvsTimeouts = kernel.IPVSTimeoutsSpec{TCP: 3 * 60 * 60, FIN: 60, UDP: 120}
+var ipvsTimeouts = kernel.IPVSTimeoutsSpec{TCP: openLife, FIN: 60, UDP: 120}
+
+// openLife is for how many seconds a silent TCP connection is remembered, unless
+// a service asks for longer.
+const openLife = 3 * 60 * 60
 
 // ipvsSysctls of a network's namespace, each with its reason.
 var ipvsSysctls = []struct{ name, value string }{
@@ -73,69 +108,102 @@ var ipvsSysctls = []struct{ name, value string }{
 	{"net.ipv4.vs.conn_reuse_mode", "3"},
 	// A persistent client leaves a backend that takes nothing new.
 	{"net.ipv4.vs.expire_quiescent_template", "1"},
+	// IPVS knows its connections by itself: conntrack would be a second table of
+	// them, at a fifth of the speed of new ones.
+	{"net.ipv4.vs.conntrack", "0"},
+}
+
+// ipvsNATSysctls are those of a namespace through which answers come back.
+var ipvsNATSysctls = []struct{ name, value string }{
+	// IPVS gives an answer its address back on its way through.
+	{"net.ipv4.ip_forward", "1"},
 }
 
 // ipvsBalancer adds what every network that IPVS balances has.
-func ipvsBalancer(ns string, want kernel.State) {
+func ipvsBalancer(ns string, open int, want kernel.State) {
 	want[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
-	want[kernel.IPVSTimeouts{NS: ns}] = ipvsTimeouts
+	timeouts := ipvsTimeouts
+	timeouts.TCP = open
+	want[kernel.IPVSTimeouts{NS: ns}] = timeouts
 	for _, s := range ipvsSysctls {
 		want[kernel.Sysctl{NS: ns, Name: s.name}] = kernel.SysctlSpec{Value: s.value}
 	}
 }
 
-// ipvsVirtual adds what a service's VIP is on this node. Besides the service for
-// everybody, each local backend has one of its own, in which it is not: it must
-// not be given itself. That service stays while the backend does, ready or not,
-// because its connections are the service's.
+// ipvsVirtual adds what a service's VIP is on this node. The service of a local
+// backend stays while the backend does, ready or not, because its connections are
+// the service's.
 //
 // Packets are marked only if there is somebody to take them. Without a mark they
 // are the stack's, which refuses: RST, port unreachable.
-func ipvsVirtual(n model.Network, x *Virtual, want kernel.State) {
-	ns := overlay.NetnsName(n)
-	add := func(client netip.Addr) {
-		fwm := mark(n, x.VIP, client)
-		if fwm == 0 {
-			return
-		}
-		want[kernel.IPVSService{NS: ns, Mark: fwm}] = kernel.IPVSServiceSpec{
-			Scheduler: x.Scheduler,
-			// Else a client whose place is a leaving backend's would be refused.
-			Fallback: x.Scheduler == SH || x.Scheduler == MH,
-		}
-		for i := range x.Backends {
-			if b := &x.Backends[i]; b.Ready && b.Addr != client {
-				want[kernel.IPVSDest{NS: ns, Mark: fwm, IP: b.Addr}] = kernel.IPVSDestSpec{Weight: b.Weight, Method: kernel.IPVSDR}
-				want[kernel.Mark{NS: ns, VIP: x.VIP, Client: client}] = kernel.MarkSpec{Mark: fwm}
-			}
-		}
+func ipvsVirtual(ns string, x *Virtual, marks map[entry]uint32, want kernel.State) {
+	spec := kernel.IPVSServiceSpec{
+		Scheduler: x.Scheduler,
+		// Else a client whose place is a leaving backend's would be refused.
+		Fallback: x.Scheduler == SH || x.Scheduler == MH,
+		Persist:  x.Options.Persist, PersistBits: x.Options.PersistBits,
+		// IPVS forgets such a packet at once, and could not translate its answer.
+		OnePacket: x.Options.OnePacket && x.Mode != NAT,
 	}
-	add(netip.Addr{})
-	for i := range x.Backends {
-		if b := &x.Backends[i]; b.Local {
-			add(b.Addr)
+	for _, e := range entries(x) {
+		fwm := marks[e]
+		want[kernel.IPVSService{NS: ns, Mark: fwm}] = spec
+		for i := range x.Backends {
+			if b := &x.Backends[i]; b.Ready && b.Addr != e.client {
+				want[ipvsDest(ns, x, e, fwm, b)] = ipvsDestSpec(x, b, b.Weight)
+				want[kernel.Mark{NS: ns, VIP: x.VIP, Client: e.client, Proto: e.port.Proto, Port: e.port.From}] = kernel.MarkSpec{Mark: fwm}
+			}
 		}
 	}
 }
 
-// ipvsKeep gives the backends of every service with a VIP that are not ready a
-// place in the services of that VIP, with weight 0: what is open goes on.
-func ipvsKeep(n model.Network, x *Virtual, want kernel.State) {
+// ipvsDest is a backend's place in the service of an entry of x.
+func ipvsDest(ns string, x *Virtual, e entry, fwm uint32, b *Backend) kernel.IPVSDest {
+	d := kernel.IPVSDest{NS: ns, Mark: fwm, IP: b.Addr}
+	if x.Mode == NAT && e.port.To != e.port.From {
+		d.Port = e.port.To
+	}
+	return d
+}
+
+func ipvsDestSpec(x *Virtual, b *Backend, weight int) kernel.IPVSDestSpec {
+	spec := kernel.IPVSDestSpec{Weight: weight, Method: kernel.IPVSDR, Upper: x.Options.Upper, Lower: x.Options.Lower}
+	switch {
+	case x.Mode == NAT:
+		spec.Method = kernel.IPVSNAT
+	case x.Mode == TUN && b.Tunnel:
+		// One that has no tunnel yet, or cannot have one, gets the packets bare.
+		spec.Method = kernel.IPVSTun
+	}
+	return spec
+}
+
+// ipvsKeep gives the backends of x that are not ready a place with weight 0 in the
+// services of the VIP's owner, which may be x itself: what is open goes on.
+func ipvsKeep(ns string, owner, x *Virtual, marks map[entry]uint32, want kernel.State) {
+	if !slices.ContainsFunc(x.Backends, func(b Backend) bool { return !b.Ready || owner != x }) {
+		return // the rule
+	}
+	for _, e := range entries(owner) {
+		for i := range x.Backends {
+			b := &x.Backends[i]
+			dest := ipvsDest(ns, owner, e, marks[e], b)
+			if want[dest] == nil && b.Addr != e.client {
+				want[dest] = ipvsDestSpec(owner, b, 0)
+			}
+		}
+	}
+}
+
+// ipvsLift adds the way back of answers from the backends of a service whose
+// packets get another address.
+func ipvsLift(n model.Network, x *Virtual, want kernel.State) {
 	ns := overlay.NetnsName(n)
+	want[kernel.LiftTable{NS: ns}] = kernel.LiftTableSpec{Router: overlay.RouterMAC(n)}
+	for _, s := range ipvsNATSysctls {
+		want[kernel.Sysctl{NS: ns, Name: s.name}] = kernel.SysctlSpec{Value: s.value}
+	}
 	for i := range x.Backends {
-		b := &x.Backends[i]
-		keep := func(client netip.Addr) {
-			svc := kernel.IPVSService{NS: ns, Mark: mark(n, x.VIP, client)}
-			dest := kernel.IPVSDest{NS: ns, Mark: svc.Mark, IP: b.Addr}
-			if want[svc] != nil && want[dest] == nil && b.Addr != client {
-				want[dest] = kernel.IPVSDestSpec{Weight: 0, Method: kernel.IPVSDR}
-			}
-		}
-		keep(netip.Addr{})
-		for j := range x.Backends {
-			if c := &x.Backends[j]; c.Local {
-				keep(c.Addr)
-			}
-		}
+		want[kernel.LiftFrom{NS: ns, IP: x.Backends[i].Addr}] = kernel.LiftFromSpec{}
 	}
 }

@@ -59,13 +59,13 @@ func members(v model.View) []member {
 		}
 	}
 	for id, e := range v.Endpoints {
-		add(e.Network, &e.Task, e.Prepared, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Weight: e.Options.Weight, Local: true})
+		add(e.Network, &e.Task, e.Prepared, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Weight: e.Options.Weight, Local: true, Tunnel: e.Tunnel})
 	}
 	for id, r := range v.Remotes {
 		// overlay.Plan makes no way to a node without a VTEP, nor to this one under
 		// another name.
 		if r.VTEP.IsValid() && r.VTEP != v.Self.VTEP {
-			add(r.Network, &r.Task, r.Prepared, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Weight: r.Options.Weight})
+			add(r.Network, &r.Task, r.Prepared, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Weight: r.Options.Weight, Tunnel: r.Tunnel})
 		}
 	}
 	return all
@@ -91,7 +91,7 @@ func (m *member) holder() *member {
 }
 
 // unready says why a member gets no new connections to vip; empty if it does.
-func (m *member) unready(vip netip.Addr) string {
+func (m *member) unready(vip netip.Addr, mode string) string {
 	switch {
 	case m.leaving:
 		return "leaving"
@@ -99,7 +99,7 @@ func (m *member) unready(vip netip.Addr) string {
 		return "not ready"
 	case m.beaten != nil:
 		return "its address belongs to endpoint " + m.holder().Endpoint.Short()
-	case vip.IsValid() && m.prepared != vip:
+	case vip.IsValid() && m.prepared != vip && mode != NAT:
 		return "being prepared"
 	}
 	return ""

@@ -1,6 +1,8 @@
 package service
 
 import (
+	"net/netip"
+
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
@@ -9,46 +11,40 @@ import (
 // Plan adds the balancers of the view's networks and the translations of this
 // node's tasks to want.
 func Plan(v model.View, want kernel.State) {
-	netns := make(map[model.NetworkID]string, len(v.Networks))
-	by := make(map[model.NetworkID]string, len(v.Networks))
-	for id, n := range v.Networks {
-		netns[id] = overlay.NetnsName(n)
-		by[id] = Datapath(v.Self, n)
-		if by[id] == IPVS {
-			ipvsBalancer(netns[id], want)
+	all := members(v)
+	xs := virtuals(v, all)
+	owner := owners(v, xs)
+	nets := networks(v, xs, owner)
+	for _, n := range nets {
+		if n.by == IPVS {
+			ipvsBalancer(n.ns, n.open, want)
 		} else {
 			balancer(n, want)
 		}
 	}
-	all := members(v)
-	for i := range all {
-		m := &all[i]
-		net := m.place.network
-		if by[net] == NFT && m.Local && m.beaten == nil && v.Endpoints[m.Endpoint].Phase != model.Created {
-			want[kernel.Member{NS: netns[net], IP: m.Addr}] = kernel.MemberSpec{MAC: m.MAC}
-		}
-	}
-	xs := virtuals(v, all)
-	owner := owners(v, xs)
 	for i := range xs {
 		x := &xs[i]
 		if !x.VIP.IsValid() {
 			continue
 		}
-		ns := netns[x.Network]
+		n := nets[x.Network]
 		ready := x.Ready()
 		if owner[site{x.Network, x.VIP}] == i {
-			want[kernel.Addr{NS: ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
-			if by[x.Network] == IPVS {
-				ipvsVirtual(v.Networks[x.Network], x, want)
-			} else {
-				virtual(ns, x, ready, want)
+			want[kernel.Addr{NS: n.ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
+			switch {
+			case n.by == NFT:
+				virtual(n.ns, x, ready, want)
+			default:
+				ipvsVirtual(n.ns, x, n.marks, want)
+				if x.Mode == NAT {
+					ipvsLift(n.Network, x, want)
+				}
 			}
 		}
 		for j := range x.Backends {
 			b := &x.Backends[j]
-			if by[x.Network] == NFT {
-				want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{}
+			if n.by == NFT {
+				alive(n.ns, x, b, want)
 			}
 			if b.Local {
 				task(v.Endpoints[b.Endpoint], x, len(ready) == 1 && b.Ready, want)
@@ -57,10 +53,50 @@ func Plan(v model.View, want kernel.State) {
 	}
 	// Once the services of all owners are there.
 	for i := range xs {
-		if x := &xs[i]; x.VIP.IsValid() && by[x.Network] == IPVS {
-			ipvsKeep(v.Networks[x.Network], x, want)
+		if x := &xs[i]; x.VIP.IsValid() && nets[x.Network].by == IPVS {
+			n := nets[x.Network]
+			ipvsKeep(n.ns, &xs[owner[site{x.Network, x.VIP}]], x, n.marks, want)
 		}
 	}
+	for i := range all {
+		m := &all[i]
+		if n := nets[m.place.network]; m.Local && m.beaten == nil && v.Endpoints[m.Endpoint].Phase != model.Created {
+			if n.by == NFT {
+				want[kernel.Member{NS: n.ns, IP: m.Addr}] = kernel.MemberSpec{MAC: m.MAC}
+			} else if want[kernel.LiftTable{NS: n.ns}] != nil {
+				want[kernel.LiftTo{NS: n.ns, IP: m.Addr}] = kernel.LiftToSpec{}
+			}
+		}
+	}
+}
+
+// network is a network on this node, on its way to being planned.
+type network struct {
+	model.Network
+	ns    string
+	by    string           // its datapath
+	open  int              // for how many seconds a silent TCP connection is remembered
+	marks map[entry]uint32 // of the VIPs' owners, if IPVS balances
+}
+
+func networks(v model.View, xs []Virtual, owner map[site]int) map[model.NetworkID]*network {
+	out := make(map[model.NetworkID]*network, len(v.Networks))
+	for id, n := range v.Networks {
+		out[id] = &network{Network: n, ns: overlay.NetnsName(n), by: Datapath(v.Self, n), open: openLife}
+	}
+	ways := make(map[model.NetworkID][]entry)
+	for i := range xs {
+		x := &xs[i]
+		n := out[x.Network]
+		n.open = max(n.open, x.Options.Idle)
+		if n.by == IPVS && x.VIP.IsValid() && owner[site{x.Network, x.VIP}] == i {
+			ways[x.Network] = append(ways[x.Network], entries(x)...)
+		}
+	}
+	for id, es := range ways {
+		out[id].marks = marksOf(es)
+	}
+	return out
 }
 
 // owners says which of the services, by index, has each VIP. Two may claim one
@@ -89,18 +125,32 @@ func before(v model.View, a, b *Virtual) bool {
 	return a.Service < b.Service
 }
 
-func balancer(n model.Network, want kernel.State) {
-	spec := kernel.BridgeTableSpec{Router: overlay.RouterMAC(n)}
+func balancer(n *network, want kernel.State) {
+	spec := kernel.BridgeTableSpec{Router: overlay.RouterMAC(n.Network), Open: n.open}
 	if !n.Local {
 		spec.Uplink = overlay.VXLANName
 	}
-	want[kernel.BridgeTable{NS: overlay.NetnsName(n)}] = spec
+	want[kernel.BridgeTable{NS: n.ns}] = spec
 }
 
 // virtual adds what a service's VIP is on this node, if nftables balances it.
 func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
-	slots := Slots(x.Scheduler, ready)
-	want[kernel.VIP{NS: ns, IP: x.VIP}] = kernel.VIPSpec{Scheduler: x.Scheduler, Slots: len(slots)}
+	scheduler, _ := Scheduler(x, NFT)
+	slots, hashed := Slots(scheduler, x.VIP, ready)
+	if hashed {
+		scheduler = SH // to the adapter: by the client's address
+	} else if scheduler != WRR {
+		scheduler = RR
+	}
+	ports := x.Options.Ports.List()
+	want[kernel.VIP{NS: ns, IP: x.VIP}] = kernel.VIPSpec{
+		Scheduler: scheduler, Slots: len(slots),
+		Named: ports != nil, NAT: x.Mode == NAT, OnePacket: x.Options.OnePacket,
+		Persist: x.Options.Persist, PersistBits: x.Options.PersistBits,
+	}
+	for _, p := range ports {
+		want[kernel.Port{NS: ns, VIP: x.VIP, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
+	}
 	for i, b := range slots {
 		want[kernel.Slot{NS: ns, VIP: x.VIP, Slot: i}] = kernel.SlotSpec{MAC: ready[b].MAC}
 	}
@@ -112,24 +162,46 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 	}
 }
 
-// task adds the translation in a task's namespace, once that namespace is there.
-// A task on several networks has one table, with a translation for each network
-// to its own address there; whether it is alone is a matter of each network.
+// alive adds what lets a backend go on with what it serves, if nftables balances.
+func alive(ns string, x *Virtual, b *Backend, want kernel.State) {
+	want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{}
+	if x.Mode == NAT {
+		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
+	}
+}
+
+// task adds what a task's namespace has to do for its service, once that
+// namespace is there. A task on several networks has one table, with a translation
+// for each network to its own address there; whether it is alone is a matter of
+// each network. The translations are there in mode nat too, where only a task that
+// calls itself needs them: a service may change its mode under open connections.
 func task(e model.Endpoint, x *Virtual, alone bool, want kernel.State) {
 	if e.Phase != model.Taken || e.Sandbox == "" {
 		return
 	}
 	want[kernel.TaskTable{Sandbox: e.Sandbox}] = kernel.TaskTableSpec{}
-	key, spec := kernel.TaskVIP{Sandbox: e.Sandbox, VIP: x.VIP}, kernel.TaskVIPSpec{Addr: e.Addr, Loop: alone}
+	if x.Mode == TUN {
+		want[kernel.TaskTunnel{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskTunnelSpec{}
+	}
 	// Networks with one subnet may give a task the same VIP twice. It cannot tell
 	// them apart either; the smaller address has it, in whatever order they come.
-	if other, twice := want[key].(kernel.TaskVIPSpec); twice {
-		switch c := other.Addr.Compare(spec.Addr); {
-		case c < 0:
-			return
-		case c == 0:
-			spec.Loop = spec.Loop || other.Loop
+	first := func(other netip.Addr) bool { return !other.IsValid() || !other.Less(e.Addr) }
+
+	ports := x.Options.Ports.List()
+	key, spec := kernel.TaskVIP{Sandbox: e.Sandbox, VIP: x.VIP}, kernel.TaskVIPSpec{Addr: e.Addr, Loop: alone && ports == nil}
+	other, _ := want[key].(kernel.TaskVIPSpec)
+	if first(other.Addr) {
+		spec.Loop = spec.Loop || other.Loop && other.Addr == spec.Addr
+		want[key] = spec
+	}
+	for _, p := range ports {
+		if p.From == p.To && !alone {
+			continue // as all others
+		}
+		key := kernel.TaskPort{Sandbox: e.Sandbox, VIP: x.VIP, Proto: p.Proto, Port: p.From}
+		other, _ := want[key].(kernel.TaskPortSpec)
+		if first(other.Addr) {
+			want[key] = kernel.TaskPortSpec{Addr: e.Addr, To: p.To, Loop: alone}
 		}
 	}
-	want[key] = spec
 }

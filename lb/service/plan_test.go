@@ -246,7 +246,39 @@ func cases() []planCase {
 			w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options.Weight = -4 })
 			w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Options.Weight = 0 })
 		}},
+		// Everything but a scheduler that a service may ask for, in each mode.
+		{"mode-nat", func(w world) { allOptions(w, "nat") }},
+		{"mode-tun", func(w world) { allOptions(w, "tun") }},
+		{"mode-dr", func(w world) { allOptions(w, "dr") }},
+		{"named-ports-of-one-task", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Ports: "80/tcp;81:8080/tcp"}}
+			w.Services[web] = s
+			w.here("e1", web, webVIP, "10.255.0.2")
+		}},
+		{"failover", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Scheduler: "fo"}}
+			w.Services[web] = s
+			w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Options.Weight = 2 })
+			w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options.Weight = 3 })
+		}},
 	}
+}
+
+// allOptions is a service with a task here, one there that can do all, one that
+// has no tunnel and is not prepared, and one that leaves.
+func allOptions(w world, mode string) {
+	s := w.told(web, vipOn(net1, webVIP))
+	s.Options = map[model.NetworkID]model.ServiceOptions{net1: {
+		Scheduler: "wlc", Mode: mode, Weight: 3, Ports: "53/udp;81:80/tcp", Persist: 300, PersistBits: 24,
+		OnePacket: true, Upper: 100, Lower: 80, Idle: 20000,
+	}}
+	w.Services[web] = s
+	w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Tunnel = true })
+	w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Tunnel = true })
+	w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Prepared = netip.Addr{} })
+	w.there("e4", web, webVIP, "10.255.0.5", func(r *model.Remote) { r.Task.Leaving = true })
 }
 
 type planCase struct {
@@ -269,6 +301,7 @@ func TestPlansWithIPVS(t *testing.T) {
 	names := []string{
 		"no-services", "zero-replicas", "two-nodes", "self-call-of-two", "self-call-of-one", "leaving", "being-prepared",
 		"weights", "one-task-on-two-networks", "local-network", "an-address-twice", "a-vip-passes-on",
+		"mode-nat", "mode-tun", "mode-dr", "named-ports-of-one-task",
 	}
 	for _, c := range cases() {
 		if !slices.Contains(names, c.name) {
@@ -278,7 +311,6 @@ func TestPlansWithIPVS(t *testing.T) {
 			w := newWorld()
 			c.build(w)
 			w.Self.Datapath = service.IPVS
-			w.ask(service.IPVS)
 			goldenPlan(t, "ipvs-"+c.name, w.View)
 		})
 	}
@@ -300,16 +332,32 @@ func TestDatapathOfANetwork(t *testing.T) {
 	for _, c := range []struct{ node, option, subnet, want string }{
 		{"", "auto", "10.255.0.0/20", service.NFT},
 		{"nft", "auto", "10.255.0.0/20", service.NFT},
-		{"nft", "ipvs", "10.255.0.0/20", service.NFT}, // this node cannot; others may
-		{"ipvs", "auto", "10.255.0.0/20", service.NFT},
+		{"nft", "ipvs", "10.255.0.0/20", service.NFT}, // from before the kernel lost it; the driver refuses new ones
+		{"ipvs", "auto", "10.255.0.0/20", service.IPVS},
 		{"ipvs", "ipvs", "10.255.0.0/16", service.IPVS},
 		{"ipvs", "nft", "10.255.0.0/20", service.NFT},
-		{"ipvs", "ipvs", "10.0.0.0/15", service.NFT}, // no room in a mark
+		{"ipvs", "ipvs", "10.0.0.0/8", service.IPVS},
 		{"ipvs", "ipvs", "fd00::/64", service.NFT},
 	} {
 		n := model.Network{Subnet: netip.MustParsePrefix(c.subnet), Options: model.NetworkOptions{Datapath: c.option}}
 		if got := service.Datapath(model.Self{Datapath: c.node}, n); got != c.want {
 			t.Errorf("node %q, option %q, subnet %s: %q, want %q", c.node, c.option, c.subnet, got, c.want)
+		}
+	}
+}
+
+// TestSchedulerOfADatapath pins what stands in for what a kernel without ip_vs cannot do.
+func TestSchedulerOfADatapath(t *testing.T) {
+	for _, c := range []struct{ asked, nft string }{
+		{"rr", "rr"}, {"wrr", "wrr"}, {"sh", "sh"}, {"mh", "mh"}, {"dh", "dh"}, {"fo", "fo"},
+		{"lc", "rr"}, {"wlc", "wrr"}, {"sed", "wrr"}, {"nq", "wrr"}, {"ovf", "wrr"}, {"lblc", "dh"}, {"lblcr", "dh"},
+	} {
+		x := &service.Virtual{Scheduler: c.asked}
+		if used, why := service.Scheduler(x, service.IPVS); used != c.asked || why != "" {
+			t.Errorf("%s on ipvs: %s, %q", c.asked, used, why)
+		}
+		if used, why := service.Scheduler(x, service.NFT); used != c.nft || (why == "") != (used == c.asked) {
+			t.Errorf("%s on nft: %s, %q; want %s, and a reason if it is another", c.asked, used, why, c.nft)
 		}
 	}
 }

@@ -29,8 +29,11 @@ func worlds() *rapid.Generator[model.View] {
 		ip := rapid.Map(rapid.IntRange(2, 6), func(i int) netip.Addr { return addr(fmt.Sprintf("10.255.0.%d", i)) })
 		options := rapid.Custom(func(t *rapid.T) model.ServiceOptions {
 			return model.ServiceOptions{
-				Scheduler: rapid.SampledFrom([]string{"", "rr", "wrr", "sh"}).Draw(t, "scheduler"),
+				Scheduler: rapid.SampledFrom([]string{"", "rr", "wrr", "sh", "mh", "dh", "fo", "wlc"}).Draw(t, "scheduler"),
+				Mode:      rapid.SampledFrom([]string{"", "dr", "nat", "tun"}).Draw(t, "mode"),
 				Weight:    rapid.SampledFrom([]int{0, 1, 2, 3, 255, -7, 1 << 20}).Draw(t, "weight"),
+				Ports:     rapid.SampledFrom([]model.Ports{"", "80/tcp", "53/udp;81:80/tcp"}).Draw(t, "ports"),
+				Idle:      rapid.SampledFrom([]int{0, 60, 20000}).Draw(t, "idle"),
 			}
 		})
 		for _, id := range []model.ServiceID{web, db, "third"} {
@@ -131,8 +134,24 @@ func TestBalancersAreWhole(t *testing.T) {
 				if _, ok := s[kernel.IPVSService{NS: k.NS, Mark: k.Mark}]; !ok {
 					t.Fatalf("%s: there is no service for it", kernel.Line(k, val))
 				}
+				_, back := s[kernel.LiftFrom{NS: k.NS, IP: k.IP}]
+				if val.(kernel.IPVSDestSpec).Method == kernel.IPVSNAT && !back {
+					t.Fatalf("%s: its answers are not lifted", kernel.Line(k, val))
+				}
 				if w := val.(kernel.IPVSDestSpec).Weight; w < 0 || w > 255 {
 					t.Fatalf("%s: no such weight", kernel.Line(k, val))
+				}
+			case kernel.Port:
+				if spec, ok := s[kernel.VIP{NS: k.NS, IP: k.VIP}].(kernel.VIPSpec); !ok || !spec.Named {
+					t.Fatalf("%s: %v has all ports", kernel.Line(k, val), spec)
+				}
+			case kernel.LiftFrom:
+				if _, ok := s[kernel.LiftTable{NS: k.NS}]; !ok {
+					t.Fatalf("%s: there is no table for it", kernel.Line(k, val))
+				}
+			case kernel.TaskPort:
+				if _, ok := s[kernel.TaskVIP{Sandbox: k.Sandbox, VIP: k.VIP}]; !ok {
+					t.Fatalf("%s: its VIP is not translated", kernel.Line(k, val))
 				}
 			case kernel.TaskVIP:
 				if _, ok := s[kernel.TaskTable{Sandbox: k.Sandbox}]; !ok {
@@ -156,7 +175,7 @@ func TestBalancersAreWhole(t *testing.T) {
 // get connections to the VIP of x.
 func serves(v model.View, x service.Virtual, mac model.MAC) bool {
 	good := func(n model.NetworkID, m model.MAC, t model.Task, prepared netip.Addr) bool {
-		return n == x.Network && m == mac && t.Service == x.Service && t.Ready && !t.Leaving && prepared == x.VIP
+		return n == x.Network && m == mac && t.Service == x.Service && t.Ready && !t.Leaving && (prepared == x.VIP || x.Mode == service.NAT)
 	}
 	for _, e := range v.Endpoints {
 		if good(e.Network, e.MAC, e.Task, e.Prepared) {
@@ -198,23 +217,33 @@ func joined(v model.View, ns string, ip netip.Addr) bool {
 
 func TestSlotsGiveEachBackendItsShare(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		weights := rapid.SliceOfN(rapid.IntRange(1, 12), 0, 6).Draw(t, "weights")
-		backends := make([]service.Backend, len(weights))
-		for i, w := range weights {
-			backends[i].Weight = w
-		}
-		slots := service.Slots(service.WRR, backends)
-		share := make([]int, len(weights))
-		for _, b := range slots {
-			share[b]++
-		}
-		for i := range weights {
-			// share[i] / weights[i] is the same for all.
-			if share[i] == 0 || share[i]*weights[0] != share[0]*weights[i] {
-				t.Fatalf("weights %v got %v places", weights, share)
+		backends := some(rapid.SliceOfN(rapid.IntRange(1, 12), 0, 6).Draw(t, "weights")...)
+		slots, _ := service.Slots(service.WRR, webVIP, backends)
+		share := shares(backends, slots)
+		for i := range backends {
+			// share[i] / weight is the same for all.
+			if share[i] == 0 || share[i]*backends[0].Weight != share[0]*backends[i].Weight {
+				t.Fatalf("%v got %v places", backends, share)
 			}
 		}
 	})
+}
+
+// some are backends at 10.255.0.2 and on, by weight.
+func some(weights ...int) []service.Backend {
+	out := make([]service.Backend, len(weights))
+	for i, w := range weights {
+		out[i] = service.Backend{Addr: netip.AddrFrom4([4]byte{10, 255, byte((i + 2) >> 8), byte(i + 2)}), Weight: w}
+	}
+	return out
+}
+
+func shares(backends []service.Backend, slots []int) []int {
+	out := make([]int, len(backends))
+	for _, b := range slots {
+		out[b]++
+	}
+	return out
 }
 
 func TestSlots(t *testing.T) {
@@ -222,22 +251,79 @@ func TestSlots(t *testing.T) {
 		scheduler string
 		weights   []int
 		want      []int
+		hashed    bool
 	}{
-		{service.RR, nil, nil},
-		{service.RR, []int{5, 1}, []int{0, 1}},
-		{service.SH, []int{5, 1}, []int{0, 1}},
-		{service.WRR, []int{7, 7, 7}, []int{0, 1, 2}},
-		{service.WRR, []int{5, 1, 1}, []int{0, 0, 1, 0, 2, 0, 0}}, // nginx's own example
-		{service.WRR, []int{200, 100}, []int{0, 1, 0}},
+		{service.RR, nil, nil, false},
+		{service.MH, nil, nil, false},
+		{service.RR, []int{5, 1}, []int{0, 1}, false},
+		{service.SH, []int{5, 1}, []int{0, 1}, true},
+		{service.WRR, []int{7, 7, 7}, []int{0, 1, 2}, false},
+		{service.WRR, []int{5, 1, 1}, []int{0, 0, 1, 0, 2, 0, 0}, false}, // nginx's own example
+		{service.WRR, []int{200, 100}, []int{0, 1, 0}, false},
+		{service.FO, []int{1, 3, 3, 2}, []int{1}, false},
 	} {
 		t.Run(fmt.Sprint(c.scheduler, c.weights), func(t *testing.T) {
-			backends := make([]service.Backend, len(c.weights))
-			for i, w := range c.weights {
-				backends[i].Weight = w
-			}
-			if got := service.Slots(c.scheduler, backends); !slices.Equal(got, c.want) {
-				t.Errorf("got %v, want %v", got, c.want)
+			if got, hashed := service.Slots(c.scheduler, webVIP, some(c.weights...)); !slices.Equal(got, c.want) || hashed != c.hashed {
+				t.Errorf("got %v, %v; want %v, %v", got, hashed, c.want, c.hashed)
 			}
 		})
+	}
+}
+
+// Maglev's two promises: even shares, and that the others stay when one goes.
+func TestMaglev(t *testing.T) {
+	for _, n := range []int{2, 3, 10, 40, 200} {
+		weights := make([]int, n)
+		for i := range weights {
+			weights[i] = 1
+		}
+		backends := some(weights...)
+		slots, hashed := service.Slots(service.MH, webVIP, backends)
+		share := shares(backends, slots)
+		if !hashed || slices.Max(share)-slices.Min(share) > 1 {
+			t.Errorf("%d backends got %v of %d places", n, share, len(slots))
+		}
+		gone := n / 2
+		left := slices.Delete(slices.Clone(backends), gone, gone+1)
+		after, _ := service.Slots(service.MH, webVIP, left)
+		moved := 0
+		for i := range min(len(slots), len(after)) {
+			if slots[i] != gone && backends[slots[i]].Addr != left[after[i]].Addr {
+				moved++
+			}
+		}
+		// The paper has a few per cent at 100 places for each backend; with a quarter
+		// of that, up to an eighth. A hash without the table moves all but 1/n.
+		if len(after) == len(slots) && moved > len(slots)/8 {
+			t.Errorf("%d of %d places of others moved when one of %d backends went", moved, len(slots), n)
+		}
+	}
+	heavy := some(3, 1)
+	slots, _ := service.Slots(service.MH, webVIP, heavy)
+	if share := shares(heavy, slots); share[0] < 3*share[1]-3 || share[0] > 3*share[1]+3 {
+		t.Errorf("weights 3 and 1 got %v", share)
+	}
+}
+
+// dh keeps its backend while others come and go.
+func TestDestinationHash(t *testing.T) {
+	all := some(1, 1, 1, 1, 1)
+	first, _ := service.Slots(service.DH, webVIP, all)
+	chosen := map[int]bool{}
+	for i := range 20 {
+		s, _ := service.Slots(service.DH, netip.AddrFrom4([4]byte{10, 255, 9, byte(i)}), all)
+		chosen[s[0]] = true
+	}
+	if len(first) != 1 || len(chosen) < 3 {
+		t.Errorf("places %v; 20 VIPs chose of five backends %v", first, chosen)
+	}
+	for i := range all {
+		if i == first[0] {
+			continue
+		}
+		left := slices.Delete(slices.Clone(all), i, i+1)
+		if s, _ := service.Slots(service.DH, webVIP, left); left[s[0]].Addr != all[first[0]].Addr {
+			t.Errorf("without backend %d it is another", i)
+		}
 	}
 }
