@@ -139,8 +139,6 @@ func claim[K comparable](winners map[K]*peer, at K, p *peer) {
 
 // sysctls of a network's namespace, each with its reason.
 var sysctls = []struct{ name, value string }{
-	// Containers reach each other over the bridge; nothing is routed here.
-	{"net.ipv4.ip_forward", "0"},
 	// iptables on bridged frames costs 8-12 % of throughput and would apply the
 	// host's idea of filtering to traffic that has its own. Absent where
 	// br_netfilter is not loaded, which is as good as 0.

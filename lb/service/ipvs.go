@@ -113,12 +113,6 @@ var ipvsSysctls = []struct{ name, value string }{
 	{"net.ipv4.vs.conntrack", "0"},
 }
 
-// ipvsNATSysctls are those of a namespace through which answers come back.
-var ipvsNATSysctls = []struct{ name, value string }{
-	// IPVS gives an answer its address back on its way through.
-	{"net.ipv4.ip_forward", "1"},
-}
-
 // ipvsBalancer adds what every network that IPVS balances has.
 func ipvsBalancer(ns string, open int, want kernel.State) {
 	want[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
@@ -190,6 +184,9 @@ func ipvsKeep(ns string, owner, x *Virtual, marks map[entry]uint32, want kernel.
 			dest := ipvsDest(ns, owner, e, marks[e], b)
 			if want[dest] == nil && b.Addr != e.client {
 				want[dest] = ipvsDestSpec(owner, b, 0)
+				if owner.Mode == NAT {
+					want[kernel.LiftFrom{NS: ns, IP: b.Addr}] = kernel.LiftFromSpec{}
+				}
 			}
 		}
 	}
@@ -200,9 +197,7 @@ func ipvsKeep(ns string, owner, x *Virtual, marks map[entry]uint32, want kernel.
 func ipvsLift(n model.Network, x *Virtual, want kernel.State) {
 	ns := overlay.NetnsName(n)
 	want[kernel.LiftTable{NS: ns}] = kernel.LiftTableSpec{Router: overlay.RouterMAC(n)}
-	for _, s := range ipvsNATSysctls {
-		want[kernel.Sysctl{NS: ns, Name: s.name}] = kernel.SysctlSpec{Value: s.value}
-	}
+	want[kernel.Sysctl{NS: ns, Name: forwarding}] = kernel.SysctlSpec{Value: "1"}
 	for i := range x.Backends {
 		want[kernel.LiftFrom{NS: ns, IP: x.Backends[i].Addr}] = kernel.LiftFromSpec{}
 	}

@@ -16,6 +16,7 @@ func Plan(v model.View, want kernel.State) {
 	owner := owners(v, xs)
 	nets := networks(v, xs, owner)
 	for _, n := range nets {
+		want[kernel.Sysctl{NS: n.ns, Name: forwarding}] = kernel.SysctlSpec{Value: "0"}
 		if n.by == IPVS {
 			ipvsBalancer(n.ns, n.open, want)
 		} else {
@@ -69,6 +70,11 @@ func Plan(v model.View, want kernel.State) {
 		}
 	}
 }
+
+// forwarding is the sysctl of a network's namespace that says whether it routes.
+// Containers reach each other over the bridge, so it does not, but for answers
+// that IPVS gives the VIP back on their way through.
+const forwarding = "net.ipv4.ip_forward"
 
 // network is a network on this node, on its way to being planned.
 type network struct {
