@@ -10,6 +10,7 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/plan"
+	"sluice/lb/service"
 )
 
 // swarm is a view of one network with services of as many tasks each, on ten
@@ -58,6 +59,19 @@ func vtep(node int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 0, byt
 // BenchmarkHost plans 1,000 services of 10 tasks on 10 nodes.
 func BenchmarkHost(b *testing.B) {
 	v := swarm(1000, 10)
+	b.ReportMetric(float64(len(plan.Host(v))), "objects")
+	b.ReportAllocs()
+	defer processorTime(b)()
+	for b.Loop() {
+		plan.Host(v)
+	}
+}
+
+// BenchmarkHostWithIPVS is the same on a node that has ip_vs, where each backend of
+// the node itself has a service of its own.
+func BenchmarkHostWithIPVS(b *testing.B) {
+	v := swarm(1000, 10)
+	v.Self.Datapath = service.IPVS
 	b.ReportMetric(float64(len(plan.Host(v))), "objects")
 	b.ReportAllocs()
 	defer processorTime(b)()

@@ -27,65 +27,66 @@ func Datapath(self model.Self, n model.Network) string {
 	return IPVS
 }
 
-// entry is a way to a VIP that IPVS has a service of its own for: one port of it
-// or all, from one client or all others.
-type entry struct {
+// way is a way to a VIP that IPVS has a service of its own for: one port of it or
+// all, from one client or all others.
+type way struct {
 	vip, client netip.Addr
 	port        model.PortMap // zero: all
+	mark        uint32        // what its packets are marked with
 }
 
-// entries lists the ways to a service's VIP. Besides those for everybody, each
-// local backend has its own, in which it is not: IPVS has no "not the client itself".
-func entries(x *Virtual) []entry {
+// waysTo lists the ways to a service's VIP, without marks. Besides those for
+// everybody, each local backend has its own, in which it is not: IPVS has no "not
+// the client itself".
+func waysTo(x *Virtual) []way {
 	ports := x.Options.Ports.List()
 	if ports == nil {
 		ports = []model.PortMap{{}}
 	}
-	out := make([]entry, 0, 2*len(ports))
+	out := make([]way, 0, 2*len(ports))
 	for _, p := range ports {
-		out = append(out, entry{vip: x.VIP, port: p})
+		out = append(out, way{vip: x.VIP, port: p})
 		for i := range x.Backends {
 			if b := &x.Backends[i]; b.Local {
-				out = append(out, entry{vip: x.VIP, client: b.Addr, port: p})
+				out = append(out, way{vip: x.VIP, client: b.Addr, port: p})
 			}
 		}
 	}
 	return out
 }
 
-// number is a hash of the entry: FNV-1a, 32 bits.
-func (e entry) number() uint32 {
+// number is a hash of what the way is: FNV-1a, 32 bits.
+func (w *way) number() uint32 {
 	h := uint32(2166136261)
-	add := func(bs ...byte) {
-		for _, b := range bs {
-			h = (h ^ uint32(b)) * 16777619
+	add := func(b byte) { h = (h ^ uint32(b)) * 16777619 }
+	for _, a := range [...]netip.Addr{w.vip, w.client} {
+		for _, b := range a.As16() {
+			add(b)
 		}
 	}
-	vip, client := e.vip.As16(), e.client.As16()
-	add(vip[12:]...)
-	add(client[12:]...)
-	add(e.port.Proto.Number(), byte(e.port.From>>8), byte(e.port.From))
+	add(w.port.Proto.Number())
+	add(byte(w.port.From >> 8))
+	add(byte(w.port.From))
 	return h
 }
 
-// marksOf gives each entry a firewall mark of its own, which is not 0. It follows
-// from the entry, so that a service keeps its mark, and its connections, whatever
-// comes and goes beside it. Only of two with the same hash, which among 10,000
-// happens on one node of eighty, one takes the next number, and may lose it.
-func marksOf(all []entry) map[entry]uint32 {
-	slices.SortFunc(all, func(a, b entry) int {
+// mark gives each way of a network a firewall mark of its own, which is not 0. It
+// follows from the way, so that a service keeps its mark, and its connections,
+// whatever comes and goes beside it. Only of two with the same hash, which among
+// 10,000 happens on one node of eighty, one takes the next number, and may lose it.
+func mark(ways []*way) {
+	slices.SortFunc(ways, func(a, b *way) int {
 		return cmp.Or(a.vip.Compare(b.vip), a.client.Compare(b.client),
 			cmp.Compare(a.port.Proto, b.port.Proto), cmp.Compare(a.port.From, b.port.From))
 	})
-	out, taken := make(map[entry]uint32, len(all)), make(map[uint32]bool, len(all))
-	for _, e := range all {
-		n := e.number()
+	taken := make(map[uint32]bool, len(ways))
+	for _, w := range ways {
+		n := w.number()
 		for n == 0 || taken[n] {
 			n++
 		}
-		out[e], taken[n] = n, true
+		w.mark, taken[n] = n, true
 	}
-	return out
 }
 
 // ipvsTimeouts are those of the nft datapath: an open connection outlives Linux's
@@ -130,7 +131,7 @@ func ipvsBalancer(ns string, open int, want kernel.State) {
 //
 // Packets are marked only if there is somebody to take them. Without a mark they
 // are the stack's, which refuses: RST, port unreachable.
-func ipvsVirtual(ns string, x *Virtual, marks map[entry]uint32, want kernel.State) {
+func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 	spec := kernel.IPVSServiceSpec{
 		Scheduler: x.Scheduler,
 		// Else a client whose place is a leaving backend's would be refused.
@@ -139,23 +140,27 @@ func ipvsVirtual(ns string, x *Virtual, marks map[entry]uint32, want kernel.Stat
 		// IPVS forgets such a packet at once, and could not translate its answer.
 		OnePacket: x.Options.OnePacket && x.Mode != NAT,
 	}
-	for _, e := range entries(x) {
-		fwm := marks[e]
-		want[kernel.IPVSService{NS: ns, Mark: fwm}] = spec
-		for i := range x.Backends {
-			if b := &x.Backends[i]; b.Ready && b.Addr != e.client {
-				want[ipvsDest(ns, x, e, fwm, b)] = ipvsDestSpec(x, b, b.Weight)
-				want[kernel.Mark{NS: ns, VIP: x.VIP, Client: e.client, Proto: e.port.Proto, Port: e.port.From}] = kernel.MarkSpec{Mark: fwm}
+	for i := range ways {
+		w := &ways[i]
+		want[kernel.IPVSService{NS: ns, Mark: w.mark}] = spec
+		served := false
+		for j := range x.Backends {
+			if b := &x.Backends[j]; b.Ready && b.Addr != w.client {
+				want[ipvsDest(ns, x, w, b)] = ipvsDestSpec(x, b, b.Weight)
+				served = true
 			}
+		}
+		if served {
+			want[kernel.Mark{NS: ns, VIP: x.VIP, Client: w.client, Proto: w.port.Proto, Port: w.port.From}] = kernel.MarkSpec{Mark: w.mark}
 		}
 	}
 }
 
-// ipvsDest is a backend's place in the service of an entry of x.
-func ipvsDest(ns string, x *Virtual, e entry, fwm uint32, b *Backend) kernel.IPVSDest {
-	d := kernel.IPVSDest{NS: ns, Mark: fwm, IP: b.Addr}
-	if x.Mode == NAT && e.port.To != e.port.From {
-		d.Port = e.port.To
+// ipvsDest is a backend's place in the service of a way to x.
+func ipvsDest(ns string, x *Virtual, w *way, b *Backend) kernel.IPVSDest {
+	d := kernel.IPVSDest{NS: ns, Mark: w.mark, IP: b.Addr}
+	if x.Mode == NAT && w.port.To != w.port.From {
+		d.Port = w.port.To
 	}
 	return d
 }
@@ -174,19 +179,21 @@ func ipvsDestSpec(x *Virtual, b *Backend, weight int) kernel.IPVSDestSpec {
 
 // ipvsKeep gives the backends of x that are not ready a place with weight 0 in the
 // services of the VIP's owner, which may be x itself: what is open goes on.
-func ipvsKeep(ns string, owner, x *Virtual, marks map[entry]uint32, want kernel.State) {
+func ipvsKeep(ns string, owner, x *Virtual, ways []way, want kernel.State) {
 	if !slices.ContainsFunc(x.Backends, func(b Backend) bool { return !b.Ready || owner != x }) {
 		return // the rule
 	}
-	for _, e := range entries(owner) {
-		for i := range x.Backends {
-			b := &x.Backends[i]
-			dest := ipvsDest(ns, owner, e, marks[e], b)
-			if want[dest] == nil && b.Addr != e.client {
-				want[dest] = ipvsDestSpec(owner, b, 0)
-				if owner.Mode == NAT {
-					want[kernel.LiftFrom{NS: ns, IP: b.Addr}] = kernel.LiftFromSpec{}
-				}
+	for i := range ways {
+		w := &ways[i]
+		for j := range x.Backends {
+			b := &x.Backends[j]
+			dest := ipvsDest(ns, owner, w, b)
+			if want[dest] != nil || b.Addr == w.client {
+				continue
+			}
+			want[dest] = ipvsDestSpec(owner, b, 0)
+			if owner.Mode == NAT {
+				want[kernel.LiftFrom{NS: ns, IP: b.Addr}] = kernel.LiftFromSpec{}
 			}
 		}
 	}

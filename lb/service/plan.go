@@ -14,7 +14,8 @@ func Plan(v model.View, want kernel.State) {
 	all := members(v)
 	xs := virtuals(v, all)
 	owner := owners(v, xs)
-	nets := networks(v, xs, owner)
+	nets := networks(v, xs)
+	ways := waysToAll(nets, xs, owner)
 	for _, n := range nets {
 		want[kernel.Sysctl{NS: n.ns, Name: forwarding}] = kernel.SysctlSpec{Value: "0"}
 		if n.by == IPVS {
@@ -36,7 +37,7 @@ func Plan(v model.View, want kernel.State) {
 			case n.by == NFT:
 				virtual(n.ns, x, ready, want)
 			default:
-				ipvsVirtual(n.ns, x, n.marks, want)
+				ipvsVirtual(n.ns, x, ways[i], want)
 				if x.Mode == NAT {
 					ipvsLift(n.Network, x, want)
 				}
@@ -55,8 +56,8 @@ func Plan(v model.View, want kernel.State) {
 	// Once the services of all owners are there.
 	for i := range xs {
 		if x := &xs[i]; x.VIP.IsValid() && nets[x.Network].by == IPVS {
-			n := nets[x.Network]
-			ipvsKeep(n.ns, &xs[owner[site{x.Network, x.VIP}]], x, n.marks, want)
+			o := owner[site{x.Network, x.VIP}]
+			ipvsKeep(nets[x.Network].ns, &xs[o], x, ways[o], want)
 		}
 	}
 	for i := range all {
@@ -79,28 +80,40 @@ const forwarding = "net.ipv4.ip_forward"
 // network is a network on this node, on its way to being planned.
 type network struct {
 	model.Network
-	ns    string
-	by    string           // its datapath
-	open  int              // for how many seconds a silent TCP connection is remembered
-	marks map[entry]uint32 // of the VIPs' owners, if IPVS balances
+	ns   string
+	by   string // its datapath
+	open int    // for how many seconds a silent TCP connection is remembered
 }
 
-func networks(v model.View, xs []Virtual, owner map[site]int) map[model.NetworkID]*network {
+func networks(v model.View, xs []Virtual) map[model.NetworkID]*network {
 	out := make(map[model.NetworkID]*network, len(v.Networks))
 	for id, n := range v.Networks {
 		out[id] = &network{Network: n, ns: overlay.NetnsName(n), by: Datapath(v.Self, n), open: openLife}
 	}
-	ways := make(map[model.NetworkID][]entry)
+	for i := range xs {
+		n := out[xs[i].Network]
+		n.open = max(n.open, xs[i].Options.Idle)
+	}
+	return out
+}
+
+// waysToAll lists the ways to each service, by index, that IPVS balances: those
+// that have their VIP.
+func waysToAll(nets map[model.NetworkID]*network, xs []Virtual, owner map[site]int) [][]way {
+	out := make([][]way, len(xs))
+	all := make(map[model.NetworkID][]*way)
 	for i := range xs {
 		x := &xs[i]
-		n := out[x.Network]
-		n.open = max(n.open, x.Options.Idle)
-		if n.by == IPVS && x.VIP.IsValid() && owner[site{x.Network, x.VIP}] == i {
-			ways[x.Network] = append(ways[x.Network], entries(x)...)
+		if nets[x.Network].by != IPVS || !x.VIP.IsValid() || owner[site{x.Network, x.VIP}] != i {
+			continue
+		}
+		out[i] = waysTo(x)
+		for j := range out[i] {
+			all[x.Network] = append(all[x.Network], &out[i][j])
 		}
 	}
-	for id, es := range ways {
-		out[id].marks = marksOf(es)
+	for _, ways := range all {
+		mark(ways)
 	}
 	return out
 }
