@@ -70,10 +70,13 @@ func (w *way) number() uint32 {
 	return h
 }
 
+// maxMark has 31 bits: ipvsadm prints a mark as a signed number.
+const maxMark = 1<<31 - 1
+
 // mark gives each way of a network a firewall mark of its own, which is not 0. It
 // follows from the way, so that a service keeps its mark, and its connections,
 // whatever comes and goes beside it. Only of two with the same hash, which among
-// 10,000 happens on one node of eighty, one takes the next number, and may lose it.
+// 10,000 happens on one node of forty, one takes the next number, and may lose it.
 func mark(ways []*way) {
 	slices.SortFunc(ways, func(a, b *way) int {
 		return cmp.Or(a.vip.Compare(b.vip), a.client.Compare(b.client),
@@ -81,9 +84,9 @@ func mark(ways []*way) {
 	})
 	taken := make(map[uint32]bool, len(ways))
 	for _, w := range ways {
-		n := w.number()
+		n := w.number() & maxMark
 		for n == 0 || taken[n] {
-			n++
+			n = (n + 1) & maxMark
 		}
 		w.mark, taken[n] = n, true
 	}
