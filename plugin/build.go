@@ -53,8 +53,9 @@ type parts struct {
 }
 
 // build makes the parts and wires them; nothing runs yet. It changes nothing in
-// the kernel but for making /proc/sys writable to this process.
-func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
+// the kernel but for making /proc/sys writable to this process. calls counts the
+// engine's calls, for diagnosis.
+func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.Logger) (*parts, error) {
 	p := &parts{cfg: cfg, log: log}
 	local := cfg.Scope == scopeLocal
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
@@ -133,7 +134,7 @@ func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop,
-		Datapath: p.datapath, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
+		Datapath: p.datapath, Abilities: p.abilities, Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
 	})
 	return p, nil
 }

@@ -55,7 +55,7 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 
 	var p *parts
 	if bad == nil {
-		p, bad = build(ctx, cfg, log)
+		p, bad = build(ctx, cfg, s.counts, log)
 	}
 	if bad != nil {
 		log.Error("sluice serves nothing", "err", bad)

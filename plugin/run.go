@@ -121,16 +121,24 @@ func (p *parts) serveDiag(ctx context.Context, dir, name string) {
 
 // datapath says how service VIPs are served here.
 func (p *parts) datapath() (name, why string) {
-	missing := p.features.Load()
-	switch {
+	name, why = service.IPVS, "the kernel has it; networks that ask for nft get that"
+	if p.noIPVS != nil {
+		name, why = service.NFT, "all that this node has: "+p.noIPVS.Error()
+	}
+	switch missing := p.features.Load(); {
 	case missing == nil:
-		return service.NFT, "the default; the kernel is being probed"
+		why += "; the rest of the kernel is not probed yet"
 	case len(*missing) > 0:
 		return "none", strings.Join(*missing, "; ")
-	case p.noIPVS != nil:
-		return service.NFT, "the default, and all that this node has: " + p.noIPVS.Error()
 	}
-	return service.NFT, "the default; networks that ask for ipvs get it, as this kernel has it"
+	return name, why
+}
+
+// abilities are what this node's kernel has or lacks without harm to the rest.
+func (p *parts) abilities() []diag.Ability {
+	return []diag.Ability{
+		{Name: diag.AbilityIPVS, Use: "balances virtual IPs, with every scheduler; looked for when the plugin starts", Err: p.noIPVS},
+	}
 }
 
 // trouble lists what the parts have to report.

@@ -6,23 +6,14 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"sluice/internal/diag"
 )
 
 // methodStats counts the calls of one method. Safe for concurrent use.
 type methodStats struct {
 	calls, failed, late, panics atomic.Uint64
 	total, longest              atomic.Int64 // nanoseconds
-}
-
-// MethodCount is what became of the calls of one method since the start.
-type MethodCount struct {
-	Method  string
-	Calls   uint64
-	Failed  uint64        // answered with an error, whatever the reason
-	Late    uint64        // of these: took longer than the budget
-	Panics  uint64        // of these: a mistake in sluice
-	Total   time.Duration // of all calls, until the answer
-	Longest time.Duration
 }
 
 // count makes the counter of a method; newSocket's only.
@@ -54,18 +45,18 @@ func (st *methodStats) add(took time.Duration, err error) {
 
 // counts lists the methods that were called, by name. A row that changes while
 // it is read may be off by the calls of that moment.
-func (s *socket) counts() []MethodCount {
-	var out []MethodCount
+func (s *socket) counts() []diag.Call {
+	var out []diag.Call
 	for method, st := range s.stats {
 		if st.calls.Load() == 0 {
 			continue
 		}
-		out = append(out, MethodCount{
+		out = append(out, diag.Call{
 			Method: method,
 			Calls:  st.calls.Load(), Failed: st.failed.Load(), Late: st.late.Load(), Panics: st.panics.Load(),
 			Total: time.Duration(st.total.Load()), Longest: time.Duration(st.longest.Load()),
 		})
 	}
-	slices.SortFunc(out, func(a, b MethodCount) int { return cmp.Compare(a.Method, b.Method) })
+	slices.SortFunc(out, func(a, b diag.Call) int { return cmp.Compare(a.Method, b.Method) })
 	return out
 }

@@ -8,9 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -20,17 +22,22 @@ import (
 
 // verb is one question to the plugin.
 type verb struct {
-	name, does, path string
-	answer           func() diag.Answer
+	name, does, argument string // argument: what must follow the name; empty: nothing may
+	path                 string
+	answer               func() diag.Answer
 }
 
 var verbs = []verb{
-	{"status", "how this node is: engine, data path, peers, problems", diag.PathStatus, func() diag.Answer { return new(diag.Status) }},
-	{"networks", "the networks, and those that were refused and why", diag.PathNetworks, func() diag.Answer { return new(diag.Networks) }},
-	{"services", "the services, their virtual IPs and backends", diag.PathServices, func() diag.Answer { return new(diag.Services) }},
-	{"config", "the plugin's settings", diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
-	{"diff", "what differs between plan and kernel, read back now", diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
+	{"status", "how this node is: engine, data path, peers, problems", "", diag.PathStatus, func() diag.Answer { return new(diag.Status) }},
+	{"networks", "the networks, and those that were refused and why", "", diag.PathNetworks, func() diag.Answer { return new(diag.Networks) }},
+	{"services", "the services, their virtual IPs and backends", "", diag.PathServices, func() diag.Answer { return new(diag.Services) }},
+	{"service", "where the entry of one service is, by name or id: virtual IP, scheduler, backends, the kernel's counters", "NAME", diag.PathService, func() diag.Answer { return new(diag.Entry) }},
+	{"config", "the plugin's settings", "", diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
+	{"diff", "what differs between plan and kernel, read back now", "", diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
 }
+
+// usage is how the verb is called.
+func (v verb) usage() string { return strings.TrimSpace(v.name + " " + v.argument) }
 
 // Exit statuses.
 const (
@@ -56,45 +63,70 @@ func run(ctx context.Context, args []string, dir string, stdout, stderr io.Write
 	asJSON := flags.Bool("json", false, "print the answer as JSON")
 	plugin := flags.String("plugin", "", "which plugin to ask, if several run: the name of its socket")
 	socket := flags.String("socket", "", "path of the plugin's diagnosis socket (default: the one in "+diag.SocketDir+")")
+	network := flags.String("network", "", "of service: the network to look at, by name or id, if the service is on several")
 	flags.Usage = func() {} // helpStatus decides
-	// Flags may stand on either side of the verb.
-	if err := flags.Parse(args); err != nil {
-		return helpStatus(err, flags, stdout, stderr)
-	}
-	name := flags.Arg(0)
-	if flags.NArg() > 0 {
-		if err := flags.Parse(flags.Args()[1:]); err != nil {
+	// Flags may stand anywhere between the words.
+	var words []string
+	for rest := args; ; {
+		if err := flags.Parse(rest); err != nil {
 			return helpStatus(err, flags, stdout, stderr)
 		}
+		if flags.NArg() == 0 {
+			break
+		}
+		words, rest = append(words, flags.Arg(0)), flags.Args()[1:]
 	}
-	switch {
-	case name == "":
+	if len(words) == 0 {
 		usage(stderr, flags)
 		return exitNoAnswer
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "sluice: %q is one word too many; see sluice --help\n", flags.Arg(0))
+	}
+	wrong := func(format string, args ...any) int {
+		fmt.Fprintf(stderr, "sluice: "+format+"; see sluice --help\n", args...)
 		return exitNoAnswer
+	}
+	name, argument := words[0], ""
+	v, known := find(name)
+	if words = words[1:]; known && v.argument != "" {
+		if len(words) == 0 || words[0] == "" {
+			return wrong("which? sluice %s", v.usage())
+		}
+		argument, words = words[0], words[1:]
+	}
+	switch {
+	case len(words) > 0:
+		return wrong("%q is one word too many", words[0])
 	case name == "help":
 		usage(stdout, flags)
 		return exitWell
 	case name == "version":
 		fmt.Fprintln(stdout, version())
 		return exitWell
+	case !known:
+		return wrong("there is no verb %q", name)
+	case *network != "" && v.path != diag.PathService:
+		return wrong("--network is not for %s", name)
 	}
-	for _, v := range verbs {
-		if v.name == name {
-			if *socket == "" {
-				var err error
-				if *socket, err = diag.FindSocket(dir, *plugin); err != nil {
-					fmt.Fprintln(stderr, "sluice:", err)
-					return exitNoAnswer
-				}
-			}
-			return ask(ctx, v, *socket, *asJSON, stdout, stderr)
+	if *socket == "" {
+		var err error
+		if *socket, err = diag.FindSocket(dir, *plugin); err != nil {
+			fmt.Fprintln(stderr, "sluice:", err)
+			return exitNoAnswer
 		}
 	}
-	fmt.Fprintf(stderr, "sluice: there is no verb %q; see sluice --help\n", name)
-	return exitNoAnswer
+	if v.path == diag.PathService {
+		v.path += "?" + url.Values{"name": {argument}, "network": {*network}}.Encode()
+	}
+	return ask(ctx, v, *socket, *asJSON, stdout, stderr)
+}
+
+// find is the verb of a name.
+func find(name string) (verb, bool) {
+	for _, v := range verbs {
+		if v.name == name {
+			return v, true
+		}
+	}
+	return verb{}, false
 }
 
 // helpStatus ends a command whose flags ask for help or were wrong; the flag
@@ -112,7 +144,7 @@ func usage(w io.Writer, flags *flag.FlagSet) {
 	fmt.Fprint(w, "sluice asks the sluice plugin on this host.\n\nsluice [FLAG]... VERB\n\n")
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, v := range verbs {
-		fmt.Fprintf(t, "  %s\t%s\n", v.name, v.does)
+		fmt.Fprintf(t, "  %s\t%s\n", v.usage(), v.does)
 	}
 	fmt.Fprintf(t, "  version\tthe version of this command\n")
 	t.Flush()

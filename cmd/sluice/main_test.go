@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,10 +21,23 @@ import (
 	"sluice/internal/view"
 )
 
-// node is a quiet worker.
-type node struct{ ops []kernel.Op }
+// node is a quiet worker with one service.
+type node struct {
+	ops     []kernel.Op
+	unready bool // the service's task is
+}
 
-func (node) View() model.View { return model.View{} }
+func (n node) View() model.View {
+	vip := netip.MustParseAddr("10.255.0.2")
+	return model.View{
+		Networks: map[model.NetworkID]model.Network{"netid": {ID: "netid", Name: "net", Subnet: netip.MustParsePrefix("10.255.0.0/20"), Gateway: netip.MustParseAddr("10.255.0.1")}},
+		Services: map[model.ServiceID]model.Service{"shopid": {ID: "shopid", Name: "shop", VIPs: map[model.NetworkID]netip.Addr{"netid": vip}}},
+		Remotes: map[model.EndpointID]model.Remote{"taskid": {
+			ID: "taskid", Network: "netid", Node: "other", VTEP: netip.MustParseAddr("192.0.2.2"), Addr: netip.MustParseAddr("10.255.0.3"),
+			Task: model.Task{ID: "shop.1", Service: "shopid", VIP: vip, Ready: !n.unready}, Prepared: vip,
+		}},
+	}
+}
 func (node) Engine() model.EngineSnapshot {
 	return model.EngineSnapshot{HostName: "h1", Version: "28.5.2", SwarmValid: true, NoSwarm: true}
 }
@@ -36,13 +51,15 @@ func plugin(t *testing.T, dir, name string, n node, trouble ...diag.Problem) {
 	t.Helper()
 	s := diag.NewServer(diag.Config{
 		Version: "v1.2.3", Scope: "global", Hub: n, Loop: n, Log: slog.New(slog.DiscardHandler),
-		Settings: []diag.Setting{{Name: "SCOPE", Value: "global", Default: true}},
-		Datapath: func() (string, string) { return "nft", "the kernel has all" },
-		Gossip:   func() (bool, string) { return false, "not running" },
-		Pools:    func() map[model.NetworkID]diag.Pool { return nil },
-		Refusals: func() []diag.Problem { return nil },
-		Trouble:  func() []diag.Problem { return trouble },
-		Memory:   func() uint64 { return 1 << 20 },
+		Settings:  []diag.Setting{{Name: "SCOPE", Value: "global", Default: true}},
+		Datapath:  func() (string, string) { return "nft", "the kernel has all" },
+		Abilities: func() []diag.Ability { return nil },
+		Calls:     func() []diag.Call { return nil },
+		Gossip:    func() (bool, string) { return false, "not running" },
+		Pools:     func() map[model.NetworkID]diag.Pool { return nil },
+		Refusals:  func() []diag.Problem { return nil },
+		Trouble:   func() []diag.Problem { return trouble },
+		Memory:    func() uint64 { return 1 << 20 },
 	})
 	l, err := net.Listen("unix", filepath.Join(dir, name+diag.SocketSuffix))
 	if err != nil {
@@ -70,18 +87,25 @@ func sluice(t *testing.T, dir string, args ...string) (status int, stdout, stder
 func TestEveryVerb(t *testing.T) {
 	well, ill := t.TempDir(), t.TempDir()
 	plugin(t, well, "sluice", node{})
-	plugin(t, ill, "sluice", node{ops: []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}}}, diag.Problem{What: "no room", Do: "make room"})
+	plugin(t, ill, "sluice", node{unready: true, ops: []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}}}, diag.Problem{What: "no room", Do: "make room"})
 	says := map[string]string{
-		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK",
+		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK", "service": "shop (shopid)",
 		"config": "SCOPE    global  default", "diff": "no difference",
 	}
 	for _, v := range verbs {
 		t.Run(v.name, func(t *testing.T) {
-			status, out, errs := sluice(t, well, v.name)
+			call := []string{v.name}
+			if v.argument != "" {
+				call = append(call, "shop")
+			}
+			status, out, errs := sluice(t, well, call...)
 			if status != exitWell || says[v.name] == "" || !strings.Contains(out, says[v.name]) || errs != "" {
 				t.Errorf("%d, want 0 and %q\n%s%s", status, says[v.name], out, errs)
 			}
-			for _, args := range [][]string{{"--json", v.name}, {v.name, "--json"}, {"-json", v.name}, {"--json=true", v.name}} {
+			for _, args := range [][]string{
+				slices.Insert(slices.Clone(call), 0, "--json"), slices.Insert(slices.Clone(call), 1, "--json"), append(call, "--json"),
+				slices.Insert(slices.Clone(call), 0, "-json"), slices.Insert(slices.Clone(call), 0, "--json=true"),
+			} {
 				status, out, errs := sluice(t, well, args...)
 				if status != exitWell || errs != "" {
 					t.Errorf("%q: %d %s", args, status, errs)
@@ -93,8 +117,10 @@ func TestEveryVerb(t *testing.T) {
 			}
 		})
 	}
-	for _, args := range [][]string{{"status"}, {"diff"}, {"status", "--json"}} {
-		if status, out, errs := sluice(t, ill, args...); status != exitProblems || errs != "" || !strings.Contains(out, "+ netns x") && !strings.Contains(out, "make room") {
+	for _, args := range [][]string{{"status"}, {"diff"}, {"status", "--json"}, {"service", "shop"}, {"service", "shopid", "--json", "--network", "net"}} {
+		status, out, errs := sluice(t, ill, args...)
+		says := func(word string) bool { return strings.Contains(out, word) }
+		if status != exitProblems || errs != "" || !says("+ netns x") && !says("make room") && !says("none is ready") {
 			t.Errorf("%q: %d, want 1\n%s%s", args, status, out, errs)
 		}
 	}
@@ -112,6 +138,13 @@ func TestMistakes(t *testing.T) {
 	}{
 		{"no verb", one, nil, []string{"sluice [FLAG]... VERB", "status", "--json"}},
 		{"an unknown verb", one, []string{"stats"}, []string{`no verb "stats"`, "--help"}},
+		{"no name", one, []string{"service"}, []string{"which? sluice service NAME"}},
+		{"an empty name", one, []string{"service", ""}, []string{"which? sluice service NAME"}},
+		{"two names", one, []string{"service", "shop", "web"}, []string{`"web" is one word too many`}},
+		{"an unknown name", one, []string{"service", "shpo"}, []string{`sluice: no service "shpo" on this node's networks; there is: shop`}},
+		{"a name that is a number of words", one, []string{"service", "a b&network=c"}, []string{`no service "a b&network=c"`}},
+		{"an unknown network", one, []string{"service", "shop", "--network", "wbe"}, []string{`not on one network "wbe"`, "it is on: net"}},
+		{"a network for all services", one, []string{"services", "--network", "net"}, []string{"--network is not for services"}},
 		{"two verbs", one, []string{"status", "networks"}, []string{`"networks" is one word too many`}},
 		{"an unknown flag", one, []string{"status", "--yaml"}, []string{"yaml", "--help"}},
 		{"a flag without its value", one, []string{"--plugin"}, []string{"plugin", "--help"}},
@@ -164,7 +197,7 @@ func TestHelpListsEveryVerbAndFlag(t *testing.T) {
 				t.Errorf("%q: no %s", args, v.name)
 			}
 		}
-		for _, w := range []string{"-json", "-plugin", "-socket", "version", "Exit status"} {
+		for _, w := range []string{"-json", "-plugin", "-socket", "-network", "service NAME", "version", "Exit status"} {
 			if !strings.Contains(out, w) {
 				t.Errorf("%q: no %s", args, w)
 			}

@@ -62,26 +62,64 @@ func packetPaths() map[string]func() string {
 func healthy() diag.Status {
 	return diag.Status{
 		Version: "v0.1.0", Alias: "sluice:latest", Scope: "global", Node: "x8k2mq0v7w1t5r9y3u6i4o2pa", Host: "h2", Role: "worker",
-		VTEP: "192.0.2.2", Port: 4799, Engine: "20.10.24+dfsg1", Datapath: "nft",
-		Why:      "the default; networks that ask for ipvs get it, as this kernel has it",
+		VTEP: "192.0.2.2", Port: 4799, Engine: "20.10.24+dfsg1", Datapath: "ipvs",
+		Why:      "the kernel has it; networks that ask for nft get that",
+		Kernel:   []diag.KernelAbility{{Name: diag.AbilityIPVS, Use: "balances virtual IPs, with every scheduler; looked for when the plugin starts"}},
 		Networks: 1, Endpoints: 2, Services: 1, Memory: 27 << 20,
 		Gossip: diag.Gossip{State: "running on 192.0.2.2", Peers: []diag.Peer{
 			{Node: "3f0a9c1e7b5d2468ace013579", Host: "h1", VTEP: "192.0.2.1", State: "present", Endpoints: 1},
 			{Node: "9c7d5e3f1a0b2468ace013579", Host: "h3", VTEP: "192.0.2.3", State: "present", Endpoints: 2},
 		}},
 		Loop: diag.LoopState{Rounds: 40, Changes: 52, ReadBack: time.Now().Add(-2 * time.Second)},
+		Calls: []diag.Call{
+			{Method: "NetworkDriver.CreateEndpoint", Calls: 2, Longest: 12 * time.Millisecond},
+			{Method: "NetworkDriver.Join", Calls: 2, Longest: 41 * time.Millisecond},
+		},
 	}
 }
 
 // starting is what `sluice services` answers while a task starts.
 func starting() diag.Services {
 	return diag.Services{Services: []diag.Service{{
-		Name: "web", Network: "shop", VIP: "10.255.0.2", Datapath: "nft", Mode: "dr", Scheduler: "rr",
+		Name: "web", Network: "shop", VIP: "10.255.0.2", Datapath: "ipvs", Mode: "dr", Scheduler: "rr", SchedulerUsed: "rr",
 		Backends: []diag.Backend{
 			{Addr: "10.255.0.3", Node: "h1", Weight: 1, State: "ready"},
 			{Addr: "10.255.0.4", Node: "h2", Weight: 1, State: "ready"},
 			{Addr: "10.255.0.6", Node: "h3", Weight: 1, State: "not ready"},
 		},
+	}}}
+}
+
+// entered is what `sluice service web` answers on h1 a little later, after a client
+// there and the task there have asked the service.
+func entered() diag.Entry {
+	counted := func(connections uint64, open int) *diag.Traffic {
+		// A connection of curl for a small page is six packets to the service.
+		return &diag.Traffic{Connections: connections, PacketsIn: 6 * connections, BytesIn: 388 * connections, Active: open, Inactive: int(connections) - open}
+	}
+	backends := []diag.EntryBackend{
+		{Backend: diag.Backend{Addr: "10.255.0.3", Node: "h1", Task: "p3v1c9", Weight: 1, State: "ready"}, Method: "dr", Traffic: counted(10, 1)},
+		{Backend: diag.Backend{Addr: "10.255.0.4", Node: "h2", Task: "x8k2mq", Weight: 1, State: "ready"}, Method: "dr", Traffic: counted(11, 0)},
+		{Backend: diag.Backend{Addr: "10.255.0.6", Node: "h3", Task: "o2pa41", Weight: 1, State: "leaving"}, Method: "dr", Traffic: counted(9, 0)},
+	}
+	service := func(mark uint32, client string, connections uint64, dests ...diag.EntryDest) diag.EntryIPVS {
+		sum := counted(connections, 0)
+		sum.Inactive = 0
+		return diag.EntryIPVS{Mark: mark, Client: client, Scheduler: "rr", Traffic: sum, Destinations: dests}
+	}
+	dest := func(addr string, weight int, connections uint64, open int) diag.EntryDest {
+		return diag.EntryDest{Addr: addr + ":0", Method: "dr", Weight: weight, Traffic: counted(connections, open)}
+	}
+	total := counted(30, 0)
+	return diag.Entry{Name: "web", ID: "k2l9w0", Networks: []diag.EntryNetwork{{
+		Network: "shop", ID: "shopnet0000000000", Netns: "sluice-shopnet00000", VIP: "10.255.0.2", Mode: "dr",
+		Scheduler: "rr", SchedulerUsed: "rr", Datapath: "ipvs", DatapathReason: "this node has ip_vs",
+		Traffic: total, Backends: backends,
+		IPVS: []diag.EntryIPVS{
+			service(275017261, "", 28, dest("10.255.0.3", 1, 10, 1), dest("10.255.0.4", 1, 10, 0), dest("10.255.0.6", 0, 8, 0)),
+			service(1402988241, "10.255.0.3", 2, dest("10.255.0.4", 1, 1, 0), dest("10.255.0.6", 0, 1, 0)),
+		},
+		Compare: "nsenter --net=/run/netns/sluice-shopnet00000 ipvsadm -Ln --stats",
 	}}}
 }
 

@@ -40,6 +40,7 @@ func TestDocsMistakesAreFound(t *testing.T) {
 		{"words that make sense", "```\nmake sense\n```", "no target"},
 		{"`sluice --json status`", "`sluice stats`", "no verb"},
 		{"`sluice status --json`", "`sluice status --yaml`", "no flag"},
+		{"`sluice service web --network shop`", "`sluice services web`", "no verb"},
 		{"`docker network create -o sluice.mtu=1400 x`", "`docker network create -o sluice.mut=1400 x`", "no network option"},
 		{"`driver-opt=sluice.weight=3`", "`driver-opt=sluice.vni=3`", "no service option"},
 		{"`--ipam-opt sluice.size=24`", "`--ipam-opt sluice.bits=24`", "no --ipam-opt"},
@@ -61,6 +62,7 @@ func TestDocsMistakesAreFound(t *testing.T) {
 type names struct {
 	targets, variables         map[string]bool // of the Makefile
 	verbs, flags               map[string]bool // of the command sluice
+	takes                      map[string]bool // verbs and flags that something must follow
 	network, service, internal map[string]bool // options
 	settings                   map[string]bool
 	tests                      map[string]bool
@@ -74,6 +76,7 @@ var (
 func readNames(t *testing.T) names {
 	n := names{
 		targets: map[string]bool{}, variables: map[string]bool{}, verbs: map[string]bool{}, flags: map[string]bool{"help": true},
+		takes:   map[string]bool{"--plugin": true, "--socket": true, "--network": true},
 		network: map[string]bool{}, service: map[string]bool{}, internal: map[string]bool{}, settings: map[string]bool{}, tests: map[string]bool{},
 	}
 	makefile := read(t, "Makefile")
@@ -85,7 +88,7 @@ func readNames(t *testing.T) names {
 	}
 	c := readCommand(t)
 	for _, v := range c.verbs {
-		n.verbs[v[0]] = true
+		n.verbs[v[0]], n.takes[v[0]] = true, v[2] != ""
 	}
 	for _, v := range c.bare {
 		n.verbs[v] = true
@@ -184,7 +187,7 @@ func (n names) problems(code string) []string {
 		words := strings.Fields(m[1])
 		for i, word := range words {
 			flag, isFlag := strings.CutPrefix(word, "--")
-			argument := i > 0 && (words[i-1] == "--plugin" || words[i-1] == "--socket")
+			argument := i > 0 && n.takes[words[i-1]]
 			switch {
 			case argument:
 			case isFlag && !n.flags[flag]:

@@ -82,6 +82,7 @@ func generators(t *testing.T) map[string]func() string {
 
 		"status-example":   func() string { return fence(healthy().Text()) },
 		"services-example": func() string { return fence(starting().Text()) },
+		"service-example":  func() string { return fence(entered().Text()) },
 	}
 	maps.Copy(out, packetPaths())
 	return out
@@ -116,7 +117,7 @@ func verbsTable(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("| command | answers |\n|---|---|\n")
 	for _, v := range readCommand(t).verbs {
-		fmt.Fprintf(&b, "| `sluice %s` | %s |\n", v[0], v[1])
+		fmt.Fprintf(&b, "| `sluice %s` | %s |\n", strings.TrimSpace(v[0]+" "+v[2]), v[1])
 	}
 	return b.String()
 }
@@ -124,7 +125,7 @@ func verbsTable(t *testing.T) string {
 // command is what cmd/sluice understands, read from its source: to run it would
 // leave the test cache unaware of changes.
 type command struct {
-	verbs [][2]string // name and what it does, as in its table
+	verbs [][3]string // name, what it does, and what must follow it, as in its table
 	bare  []string    // words that it understands besides
 	flags []string
 }
@@ -165,8 +166,8 @@ func (c *command) visit(n ast.Node) bool {
 				}
 				return true
 			})
-			if len(texts) >= 2 {
-				c.verbs = append(c.verbs, [2]string{texts[0], texts[1]})
+			if len(texts) >= 3 {
+				c.verbs = append(c.verbs, [3]string(texts[:3]))
 			}
 		}
 	case *ast.BinaryExpr: // name == "version"

@@ -37,15 +37,36 @@ type Status struct {
 	Datapath string `json:"datapath"`
 	Why      string `json:"datapathReason"`
 
+	Kernel []KernelAbility `json:"kernel"`
+
 	Networks  int `json:"networks"`
 	Endpoints int `json:"endpoints"`
 	Services  int `json:"services"`
 
 	Gossip Gossip    `json:"gossip"`
 	Loop   LoopState `json:"loop"`
+	Calls  []Call    `json:"calls"`         // by method, those that came
 	Memory uint64    `json:"residentBytes"` // of the plugin process
 
 	Problems []Problem `json:"problems"`
+}
+
+// KernelAbility is something that the node's kernel may lack.
+type KernelAbility struct {
+	Name  string `json:"name"`
+	Use   string `json:"use"`
+	Lacks string `json:"lacks,omitempty"` // why it is lacking; empty: it is there
+}
+
+// Call is what became of the engine's calls of one method since the start.
+type Call struct {
+	Method  string        `json:"method"`
+	Calls   uint64        `json:"calls"`
+	Failed  uint64        `json:"failed"` // answered with an error, whatever the reason
+	Late    uint64        `json:"late"`   // of these: took longer than the budget
+	Panics  uint64        `json:"panics"` // of these: a mistake in sluice
+	Total   time.Duration `json:"totalNs"`
+	Longest time.Duration `json:"longestNs"`
 }
 
 // Gossip is the state of the control plane.
@@ -90,8 +111,18 @@ func (s Status) Text() string {
 		row("data path", "VTEP %s, UDP port %d", orDash(s.VTEP), s.Port)
 	}
 	row("service VIPs", "%s: %s", s.Datapath, s.Why)
+	for _, k := range s.Kernel {
+		if k.Lacks == "" {
+			row("kernel has", "%s: %s", k.Name, k.Use)
+		} else {
+			row("kernel lacks", "%s: %s (%s)", k.Name, k.Use, k.Lacks)
+		}
+	}
 	row("serving", "%d networks, %d endpoints here, %d services", s.Networks, s.Endpoints, s.Services)
 	row("kernel", "%d changes made, %d refused, drift mended %d, read back %s", s.Loop.Changes, s.Loop.Failures, s.Loop.Drift, ago(s.Loop.ReadBack))
+	if len(s.Calls) > 0 {
+		row("calls", "%s", calls(s.Calls))
+	}
 	if s.Scope == "global" {
 		row("gossip", "%s", s.Gossip.State)
 	}
@@ -107,6 +138,22 @@ func (s Status) Text() string {
 	}
 	problems(&b, s.Problems)
 	return b.String()
+}
+
+// calls is one line about the engine's calls.
+func calls(cs []Call) string {
+	var sum, longest Call
+	for _, c := range cs {
+		sum.Calls, sum.Failed, sum.Late, sum.Panics = sum.Calls+c.Calls, sum.Failed+c.Failed, sum.Late+c.Late, sum.Panics+c.Panics
+		if c.Longest >= longest.Longest {
+			longest = c
+		}
+	}
+	text := fmt.Sprintf("%d of the engine, %d with an error (%d late), longest %s %s", sum.Calls, sum.Failed, sum.Late, longest.Method, longest.Longest.Round(time.Millisecond))
+	if sum.Panics > 0 {
+		text += fmt.Sprintf("; %d by a mistake in sluice, see its log", sum.Panics)
+	}
+	return text
 }
 
 // Networks lists the networks of a node, and those of the swarm that were refused.
@@ -174,8 +221,11 @@ type Service struct {
 	VIP       string    `json:"vip,omitempty"` // empty: endpoint mode dnsrr
 	Datapath  string    `json:"datapath"`
 	Mode      string    `json:"mode"`
-	Scheduler string    `json:"scheduler"`
+	Scheduler string    `json:"scheduler"` // asked for
 	Backends  []Backend `json:"backends"`
+
+	SchedulerUsed   string `json:"schedulerUsed"` // by this node
+	SchedulerReason string `json:"schedulerReason,omitempty"`
 }
 
 // Backend is a task of a service.
@@ -196,7 +246,7 @@ func (s Services) Text() string {
 	t := table(&b)
 	fmt.Fprintln(t, "SERVICE\tNETWORK\tVIP\tDATAPATH\tMODE\tSCHEDULER\tBACKEND\tNODE\tWEIGHT\tSTATE")
 	for _, x := range s.Services {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t", orElse(x.Name, x.ID), x.Network, orElse(x.VIP, "none (dnsrr)"), x.Datapath, x.Mode, x.Scheduler)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t", orElse(x.Name, x.ID), x.Network, orElse(x.VIP, "none (dnsrr)"), x.Datapath, x.Mode, x.SchedulerUsed)
 		if len(x.Backends) == 0 {
 			fmt.Fprintln(t, "-\t-\t-\trefuses: no backends")
 		}
@@ -208,6 +258,13 @@ func (s Services) Text() string {
 		}
 	}
 	t.Flush()
+	notes := "\n"
+	for _, x := range s.Services {
+		if x.SchedulerUsed != x.Scheduler {
+			b.WriteString(notes + "note: " + orElse(x.Name, x.ID) + " on " + x.Network + " asks for scheduler " + scheduling(x.Scheduler, x.SchedulerUsed, x.SchedulerReason) + "\n")
+			notes = ""
+		}
+	}
 	problems(&b, s.Problems)
 	return b.String()
 }
@@ -297,14 +354,11 @@ func ago(t time.Time) string {
 	return time.Since(t).Round(time.Second).String() + " ago"
 }
 
-// backend converts a planned backend.
-func backend(b service.Backend, self string, names map[string]string) Backend {
-	node := string(b.Node)
+// backend converts a planned backend; names are those of the nodes.
+func backend(b service.Backend, names map[string]string) Backend {
+	node := b.Node
 	if b.Local {
-		node = self
+		node = ""
 	}
-	if name := names[node]; name != "" {
-		node = name
-	}
-	return Backend{Addr: b.Addr.String(), Task: string(b.Task), Node: node, Weight: b.Weight, State: orElse(b.Why, "ready")}
+	return Backend{Addr: b.Addr.String(), Task: string(b.Task), Node: orElse(names[string(node)], string(node)), Weight: b.Weight, State: orElse(b.Why, "ready")}
 }

@@ -99,6 +99,9 @@ func Ask(ctx context.Context, socket, path string, out Answer) (raw []byte, err 
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: read the answer: %w", socket, err)
 	}
+	if resp.StatusCode == wrongQuestion {
+		return nil, errors.New(strings.TrimSpace(string(raw)))
+	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask %s: %s: %s; command and plugin may be of different versions", socket, resp.Status, strings.TrimSpace(string(raw)))
 	}

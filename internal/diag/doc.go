@@ -2,7 +2,7 @@
 // this node, which networks and services does it serve, does the kernel have
 // what it should.
 //
-//	sluice status ──▶ /run/sluice/….sock ──▶ Server ──▶ view, plan, loop, gossip
+//	sluice status ──▶ /run/sluice/….sock ──▶ Server ──▶ view, plan, loop, gossip, the kernel's counters
 //	              ◀── one JSON document ◀──┘
 //
 // The answers are plain types with a Text method; the command prints either

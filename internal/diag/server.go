@@ -36,7 +36,17 @@ type Hub interface {
 // Pool is the use of a network's addresses.
 type Pool struct{ Used, Size int }
 
-// Config is what a Server is made of. The functions answer from memory.
+// AbilityIPVS is the name of the ability to balance with ip_vs.
+const AbilityIPVS = "ip_vs"
+
+// Ability is something that a node's kernel may lack without harm to the rest.
+type Ability struct {
+	Name, Use string
+	Err       error // why the kernel lacks it, and what to do; nil: it has it
+}
+
+// Config is what a Server is made of. The functions answer from memory, but for
+// Traffic.
 type Config struct {
 	Version string
 	Scope   string // global or local
@@ -46,6 +56,14 @@ type Config struct {
 	Settings []Setting
 	// Datapath is the best datapath that this node has for service VIPs, and why it is that one.
 	Datapath func() (name, why string)
+	// Abilities are what this node's kernel has or lacks.
+	Abilities func() []Ability
+	// Traffic reads what the kernel has counted in a network's namespace, by
+	// object: IPVSService, IPVSDest, and VIP, where only connections are known. Nil
+	// if the plugin does not.
+	Traffic func(ctx context.Context, ns string) (map[kernel.Key]kernel.Traffic, error)
+	// Calls counts the engine's calls since the start, by method.
+	Calls func() []Call
 	// Gossip is the state of the control plane, and whether it runs.
 	Gossip func() (running bool, state string)
 	// Pools is the use of the pools this node decides on.
@@ -71,9 +89,14 @@ const (
 	PathStatus   = "/v1/status"
 	PathNetworks = "/v1/networks"
 	PathServices = "/v1/services"
+	PathService  = "/v1/service" // ?name=, a name or id, and perhaps &network=
 	PathDiff     = "/v1/diff"
 	PathConfig   = "/v1/config"
 )
+
+// wrongQuestion is the HTTP status of an answer that says, in plain text, what is
+// wrong with the question.
+const wrongQuestion = http.StatusBadRequest
 
 // inspectTime bounds the wait for a read-back of the kernel: many times what
 // one of a large node takes.
@@ -82,19 +105,31 @@ const inspectTime = 10 * time.Second
 // NewServer makes a Server.
 func NewServer(cfg Config) *Server {
 	s := &Server{cfg: cfg}
-	answer := func(path string, f func(context.Context) Answer) {
+	handle := func(path string, f func(*http.Request) (Answer, error)) {
 		s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			a, err := f(r)
+			if err != nil {
+				http.Error(w, err.Error(), wrongQuestion)
+				return
+			}
 			w.Header().Set("Content-Type", "application/json")
-			if err := json.NewEncoder(w).Encode(f(r.Context())); err != nil {
+			if err := json.NewEncoder(w).Encode(a); err != nil {
 				cfg.Log.Debug("answer not delivered", "op", path, "err", err)
 			}
 		})
+	}
+	answer := func(path string, f func(context.Context) Answer) {
+		handle(path, func(r *http.Request) (Answer, error) { return f(r.Context()), nil })
 	}
 	answer(PathStatus, func(context.Context) Answer { return s.Status() })
 	answer(PathNetworks, func(context.Context) Answer { return s.Networks() })
 	answer(PathServices, func(context.Context) Answer { return s.Services() })
 	answer(PathConfig, func(context.Context) Answer { return Settings{Settings: cfg.Settings} })
 	answer(PathDiff, func(ctx context.Context) Answer { return s.Diff(ctx) })
+	handle(PathService, func(r *http.Request) (Answer, error) {
+		q := r.URL.Query()
+		return s.Service(r.Context(), q.Get("name"), q.Get("network"))
+	})
 	return s
 }
 
@@ -109,7 +144,14 @@ func (s *Server) Status() Status {
 		Node: string(v.Self.Node), Host: e.HostName, Role: role(e),
 		Port: v.Self.VXLANPort, Networks: len(v.Networks), Endpoints: len(v.Endpoints),
 		Services: len(service.Virtuals(v)), Memory: s.cfg.Memory(),
-		Loop: loopState(stats), Problems: []Problem{},
+		Loop: loopState(stats), Calls: append([]Call{}, s.cfg.Calls()...), Kernel: []KernelAbility{}, Problems: []Problem{},
+	}
+	for _, a := range s.cfg.Abilities() {
+		k := KernelAbility{Name: a.Name, Use: a.Use}
+		if a.Err != nil {
+			k.Lacks = a.Err.Error()
+		}
+		out.Kernel = append(out.Kernel, k)
 	}
 	if e.SwarmValid || e.ContainersValid || e.NetworksValid {
 		out.Engine = e.Version // else it was there once
@@ -266,11 +308,8 @@ func (s *Server) Networks() Networks {
 // Services answers which services there are on this node's networks, and who
 // serves them.
 func (s *Server) Services() Services {
-	v, e := s.cfg.Hub.View(), s.cfg.Hub.Engine()
-	names := make(map[string]string)
-	for _, p := range s.cfg.Hub.Peers() {
-		names[string(p.Node)] = p.Name
-	}
+	v := s.cfg.Hub.View()
+	names := s.nodeNames(v)
 	out := Services{Services: []Service{}, Problems: []Problem{}}
 	for _, x := range service.Virtuals(v) {
 		svc := Service{
@@ -280,18 +319,12 @@ func (s *Server) Services() Services {
 		if x.VIP.IsValid() {
 			svc.VIP = x.VIP.String()
 		}
+		svc.SchedulerUsed, svc.SchedulerReason = service.Scheduler(&x, svc.Datapath)
 		for _, b := range x.Backends {
-			svc.Backends = append(svc.Backends, backend(b, orElse(e.HostName, string(v.Self.Node)), names))
+			svc.Backends = append(svc.Backends, backend(b, names))
 		}
 		if len(x.Backends) > 0 && len(x.Ready()) == 0 {
-			effect := "connections to it are refused"
-			if !x.VIP.IsValid() {
-				effect = "its name leads to none" // dnsrr: the engine's DNS decides
-			}
-			out.Problems = append(out.Problems, Problem{
-				What: fmt.Sprintf("service %s has %d tasks and none is ready: %s", orElse(x.Name, string(x.Service)), len(x.Backends), effect),
-				Do:   "see docker service ps --no-trunc " + x.Name,
-			})
+			out.Problems = append(out.Problems, refusing(x))
 		}
 		out.Services = append(out.Services, svc)
 	}
