@@ -69,6 +69,8 @@ type Config struct {
 	UnderlayMTU func(netip.Addr) (int, error)
 	// Hint is told the address of another node of the swarm; it must not block.
 	Hint func(netip.Addr)
+	// Abilities is what this node's kernel has for virtual IPs.
+	Abilities Abilities
 	// Local makes networks of this engine only (setting SCOPE=local).
 	Local bool
 	// HostRun is where this process sees the host's /run.
@@ -190,6 +192,9 @@ func (d *Driver) CreateNetwork(ctx context.Context, r CreateRequest) error {
 	n, err := d.network(ctx, r)
 	if err == nil {
 		err = d.fits(n)
+	}
+	if err == nil {
+		err = d.cfg.Abilities.network(n.Options)
 	}
 	if err != nil {
 		return fmt.Errorf("network %s: %w", r.Network.Short(), err)
@@ -336,6 +341,12 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r EndpointRequest) (Endpoin
 		return EndpointReply{}, fmt.Errorf("create endpoint %s: network %s is not known on this node: the engine has not created it here since it was last deleted; start the task again, and if that does not help restart docker", r.Endpoint.Short(), r.Network.Short())
 	}
 	opts, err := options.Service(r.Options)
+	if err == nil {
+		err = options.Fits(n.Options, opts)
+	}
+	if err == nil {
+		err = d.cfg.Abilities.service(opts)
+	}
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", r.Endpoint.Short(), err)
 	}
