@@ -23,8 +23,8 @@ func (a Abilities) network(o model.NetworkOptions) error {
 	if o.Datapath == "ipvs" && a.NoIPVS != nil {
 		return &options.Error{
 			Key: options.Datapath, Value: o.Datapath,
-			Problem: fmt.Sprintf("this node's kernel has no ip_vs (%v)", a.NoIPVS),
-			Allowed: "auto, which is ipvs on the nodes that have it, nft; or load ip_vs here (modprobe ip_vs), then disable and enable the plugin",
+			Problem: fmt.Sprintf("this node has no ip_vs (%v)", a.NoIPVS),
+			Allowed: "auto, which is ipvs on the nodes that have it, or nft; else load ip_vs on this node (modprobe ip_vs), then disable and enable the plugin",
 		}
 	}
 	return a.mode(o.Mode)
@@ -35,8 +35,8 @@ func (a Abilities) service(o model.ServiceOptions) error {
 	if o.Upper > 0 && a.NoIPVS != nil {
 		return &options.Error{
 			Key: options.Upper, Value: strconv.Itoa(o.Upper),
-			Problem: fmt.Sprintf("only ip_vs counts connections, and this node's kernel has none (%v)", a.NoIPVS),
-			Allowed: "0; or load ip_vs here (modprobe ip_vs), then disable and enable the plugin",
+			Problem: fmt.Sprintf("only ip_vs counts connections, and this node has none (%v)", a.NoIPVS),
+			Allowed: "0; else load ip_vs on this node (modprobe ip_vs), then disable and enable the plugin",
 		}
 	}
 	return a.mode(o.Mode)
@@ -48,7 +48,7 @@ func (a Abilities) mode(mode string) error {
 	}
 	return &options.Error{
 		Key: options.Mode, Value: mode,
-		Problem: fmt.Sprintf("this node's kernel takes no IPIP packets (%v)", a.NoTunnel),
-		Allowed: "dr, nat; or load ipip here (modprobe ipip), then disable and enable the plugin",
+		Problem: fmt.Sprintf("this node's tasks can take no IPIP packets (%v)", a.NoTunnel),
+		Allowed: "dr, nat; else load ipip on this node (modprobe ipip), then disable and enable the plugin",
 	}
 }

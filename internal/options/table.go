@@ -81,7 +81,7 @@ var networkOptions = []option[NetworkRequest]{
 	},
 	{
 		Option: Option{Key: Mode, Default: "dr", Allowed: modes.allowed(),
-			Doc: "How a packet for a virtual IP gets to its backend. `dr`: by layer 2, and the reply goes straight to the client. `tun`: as `dr`, in IPIP packets. `nat`: with the backend's own address, and the reply gets the virtual IP's back at the client's node. The backend sees the client's address in all of them."},
+			Doc: "How a packet for a virtual IP gets to its backend. `dr`: by layer 2, and the reply goes straight to the client. `tun`: as `dr`, in IPIP packets, whose 20 bytes senders learn of by path MTU discovery. `nat`: with the backend's own address, and the reply gets the virtual IP's back at the client's node. The backend sees the client's address in all of them."},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Mode, err = modes.parse(v)
 			return err
