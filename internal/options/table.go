@@ -207,8 +207,8 @@ var serviceOptions = []option[model.ServiceOptions]{
 		},
 	},
 	{
-		Option: Option{Key: IdleTimeout, Default: "3h, UDP 2m", Allowed: durations,
-			Doc: "For how long a connection may be silent before it is forgotten. The datapaths keep one number for a network: the longest that a service there asks for."},
+		Option: Option{Key: IdleTimeout, Default: "3h", Allowed: durations,
+			Doc: "For how long an open TCP connection may be silent before its way is forgotten. A network has one number for all: the longest that a service asks for, and not less than the default."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Idle, err = seconds(v)
 			return err
