@@ -23,6 +23,7 @@ func TestWhatAllocateRefusesIsToldOnTheNodes(t *testing.T) {
 	}{
 		{"an unknown option", driver.AllocateRequest{Subnets: plain, Options: map[string]string{"sluice.colour": "red"}}, "sluice.colour"},
 		{"an unknown mode", driver.AllocateRequest{Subnets: plain, Options: map[string]string{"sluice.mode": "warp"}}, "dr"},
+		{"a scheduler that nft cannot do", driver.AllocateRequest{Subnets: plain, Options: map[string]string{"sluice.datapath": "nft", "sluice.scheduler": "wlc"}}, `sluice.scheduler="wlc": wlc needs`},
 		{"two subnets", driver.AllocateRequest{Subnets: append(plain, subnet("10.254.0.0/20", "10.254.0.1/20"))}, "2 IPv4 subnets"},
 		{"no subnet", driver.AllocateRequest{}, "0 IPv4 subnets"},
 		{"an IPv6 subnet among the others", driver.AllocateRequest{Subnets: append(plain, ipv6)}, "without --ipv6"},
@@ -51,6 +52,7 @@ func TestWhatAllocateRefusesIsToldOnTheNodes(t *testing.T) {
 			good := maps.Clone(out)
 			delete(good, "sluice.colour")
 			delete(good, "sluice.mode")
+			delete(good, "sluice.scheduler")
 			if out, err := h.Allocate(t.Context(), driver.AllocateRequest{Network: web, Options: good, Subnets: plain}); err != nil || out[options.Refused] != "" {
 				t.Errorf("still refused: %q, %v", out[options.Refused], err)
 			}

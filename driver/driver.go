@@ -69,6 +69,8 @@ type Config struct {
 	UnderlayMTU func(netip.Addr) (int, error)
 	// Hint is told the address of another node of the swarm; it must not block.
 	Hint func(netip.Addr)
+	// Abilities is what this node's kernel has for virtual IPs.
+	Abilities Abilities
 	// Local makes networks of this engine only (setting SCOPE=local).
 	Local bool
 	// HostRun is where this process sees the host's /run.
@@ -191,6 +193,9 @@ func (d *Driver) CreateNetwork(ctx context.Context, r CreateRequest) error {
 	if err == nil {
 		err = d.fits(n)
 	}
+	if err == nil {
+		err = d.cfg.Abilities.network(n.Options)
+	}
 	if err != nil {
 		return fmt.Errorf("network %s: %w", r.Network.Short(), err)
 	}
@@ -272,33 +277,6 @@ func (d *Driver) network(ctx context.Context, r CreateRequest) (model.Network, e
 	return n, nil
 }
 
-// fits refuses an MTU whose packets this node's underlay would drop or cut up,
-// which shows only once a large one is sent. An underlay that is not known is no
-// reason to refuse: Join will tell if it is trouble.
-func (d *Driver) fits(n model.Network) error {
-	underlay, err := d.underlayMTU()
-	if n.Local || err != nil || n.MTU <= underlay-overlay.VXLANOverhead {
-		return nil
-	}
-	return fmt.Errorf("MTU %d does not fit this node: VXLAN adds %d bytes, and its underlay %s carries %d; create the network with -o %s=%d or less, or raise the MTU of the underlay",
-		n.MTU, overlay.VXLANOverhead, d.cfg.Intents.Self().VTEP, underlay, options.MTU, underlay-overlay.VXLANOverhead)
-}
-
-// localMTU is Ethernet's, in bytes; a local network has no tunnel.
-const localMTU = 1500
-
-func (d *Driver) underlayMTU() (int, error) {
-	vtep := d.cfg.Intents.Self().VTEP
-	if !vtep.IsValid() {
-		return 0, errors.New("this node's data-path address is not known yet: the engine tells it when it joins the swarm; see `docker info`, Swarm: Node Address")
-	}
-	mtu, err := d.cfg.UnderlayMTU(vtep)
-	if err != nil {
-		return 0, fmt.Errorf("find the MTU of the device with this node's data-path address %s: %w", vtep, err)
-	}
-	return mtu, nil
-}
-
 // DeleteNetwork forgets a network of this node, with its endpoints.
 func (d *Driver) DeleteNetwork(ctx context.Context, id model.NetworkID) error {
 	if _, err := d.cfg.Intents.DeleteNetwork(ctx, id); err != nil {
@@ -336,6 +314,12 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r EndpointRequest) (Endpoin
 		return EndpointReply{}, fmt.Errorf("create endpoint %s: network %s is not known on this node: the engine has not created it here since it was last deleted; start the task again, and if that does not help restart docker", r.Endpoint.Short(), r.Network.Short())
 	}
 	opts, err := options.Service(r.Options)
+	if err == nil {
+		err = options.Fits(n.Options, opts)
+	}
+	if err == nil {
+		err = d.cfg.Abilities.service(opts)
+	}
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", r.Endpoint.Short(), err)
 	}

@@ -106,7 +106,10 @@ type host struct {
 	hints   []netip.Addr
 }
 
-func newHost(t *testing.T, local bool) *host {
+func newHost(t *testing.T, local bool) *host { return newHostThat(t, local, driver.Abilities{}) }
+
+// newHostThat is a node whose kernel lacks something.
+func newHostThat(t *testing.T, local bool, lacks driver.Abilities) *host {
 	t.Helper()
 	h := &host{
 		journal: newJournal(),
@@ -127,6 +130,7 @@ func newHost(t *testing.T, local bool) *host {
 		Intents: h.hub, Allocations: h.book, Pools: h.pools, Keys: h.ring, Loop: h.loop,
 		UnderlayMTU: func(netip.Addr) (int, error) { return 1500, h.mtu },
 		Hint:        func(a netip.Addr) { h.hints = append(h.hints, a) },
+		Abilities:   lacks,
 		Local:       local, HostRun: "/host/run", Log: log,
 	})
 	if err := h.Discovered(t.Context(), driver.Node{Address: "192.168.0.1", Self: true}); err != nil {

@@ -121,6 +121,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.driver = driver.New(driver.Config{
 		Intents: p.hub, Allocations: book, Pools: p.ipam, Keys: p.ring, Loop: p.loop,
 		UnderlayMTU: p.kernel.UnderlayMTU, Hint: p.gossip.hint, Local: local, HostRun: cfg.HostRun, Log: log,
+		Abilities: driver.Abilities{NoIPVS: p.noIPVS},
 	})
 	p.engine, err = dockerapi.New(dockerapi.Config{
 		Socket: filepath.Join(cfg.HostRun, "docker.sock"), PluginID: pluginID(), Log: log,

@@ -193,7 +193,11 @@ func (l *lan) endpoint(id model.EndpointID, e model.Endpoint, want kernel.State)
 		return
 	}
 	want[kernel.Link{NS: l.ns, Name: HostEnd(id), Kind: kernel.Veth}] = kernel.LinkSpec{
-		Alias:   AliasPrefix + string(id),
+		Alias: AliasPrefix + string(id),
+		// In mode tun too, where 20 bytes of it are the outer header's. A veth pair
+		// drops without a word what is longer than its receiving end's MTU
+		// (net/core/dev.c, ____dev_forward_skb), so a task with a smaller one would
+		// get no full IPIP packet. Senders learn from IPVS, by ICMP, what fits.
 		MTU:     l.MTU,
 		Master:  BridgeName,
 		Peer:    TaskEnd(l.Network, id),

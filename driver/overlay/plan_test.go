@@ -172,6 +172,19 @@ func views() *rapid.Generator[model.View] {
 	})
 }
 
+// TestATunnelChangesNoMTU: a task must be able to take the full outer packet.
+func TestATunnelChangesNoMTU(t *testing.T) {
+	e := endpoint(epA, web, "10.255.0.2", model.Joined)
+	e.Options.Mode = "tun"
+	dr := network(web, "10.255.0.0/20", "10.255.0.1", 7)
+	tun := dr
+	dr.Options.Mode, tun.Options.Mode = "dr", "tun"
+	es := []model.Endpoint{e}
+	if d := cmp.Diff(planned(view([]model.Network{dr}, es, nil)).Text(), planned(view([]model.Network{tun}, es, nil)).Text()); d != "" {
+		t.Errorf("dr (-) and tun (+):\n%s", d)
+	}
+}
+
 func TestEveryAddressHasOneWay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := views().Draw(t, "view")

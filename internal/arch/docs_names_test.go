@@ -42,6 +42,7 @@ func TestDocsMistakesAreFound(t *testing.T) {
 		{"`sluice status --json`", "`sluice status --yaml`", "no flag"},
 		{"`sluice service web --network shop`", "`sluice services web`", "no verb"},
 		{"`docker network create -o sluice.mtu=1400 x`", "`docker network create -o sluice.mut=1400 x`", "no network option"},
+		{"`driver-opt=sluice.threshold.upper=3`", "`driver-opt=sluice.threshold.top=3`", "no service option"},
 		{"`driver-opt=sluice.weight=3`", "`driver-opt=sluice.vni=3`", "no service option"},
 		{"`--ipam-opt sluice.size=24`", "`--ipam-opt sluice.bits=24`", "no --ipam-opt"},
 		{"`sluice.scheduler`", "`sluice.scheduling`", "no option"},
@@ -133,7 +134,7 @@ type finding struct {
 var (
 	makeCall    = regexp.MustCompile(`(?:^|[;&|(] *|sudo |[A-Z]=\S+ )make((?: +[A-Za-z0-9:=./-]+)*)`)
 	sluiceCall  = regexp.MustCompile(`(?:^|[;&|(] *|sudo )sluice((?: +[A-Za-z0-9:=./-]+)*)`)
-	optionName  = regexp.MustCompile(`(-o |--opt |driver-opt=|--ipam-opt )?(sluice\.[a-z][a-z-]*)`)
+	optionName  = regexp.MustCompile(`(-o |--opt |driver-opt=|--ipam-opt )?(sluice\.[a-z][a-z-]*(?:\.[a-z]+)*)`)
 	pluginSet   = regexp.MustCompile(`docker plugin (?:set|install) .*`)
 	assignment  = regexp.MustCompile(`\b([A-Z][A-Z_]+)=`)
 	ourFile     = regexp.MustCompile(`^(?:plugin|driver|ipam|lb|cmd|internal|test|docs|scripts)(?:/[A-Za-z0-9_.-]+)+/?$`)

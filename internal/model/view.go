@@ -93,24 +93,27 @@ type Endpoint struct {
 	Tunnel   bool       // the task's namespace takes IPIP packets to Addr, read back
 }
 
-// ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`.
+// ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`. In
+// records, what is not set is left out.
 type ServiceOptions struct {
-	Scheduler string // empty: the network's
-	Mode      string // empty: the network's
-	Weight    int    // 1..255; 0 means not set, which is 1
-	Ports     Ports  // that the VIP has; empty: all
+	Scheduler string `json:",omitzero"` // empty: the network's
+	Mode      string `json:",omitzero"` // empty: the network's
+	Weight    int    `json:",omitzero"` // 1..255; 0 means not set, which is 1
+	Ports     Ports  `json:",omitzero"` // that the VIP has; empty: all
 
 	// Persist is for how many seconds a client's next connection goes where its
 	// last one went; 0: each is chosen for itself. PersistBits is the length of the
 	// prefix of addresses that are one client, 1..32, and 0 if Persist is.
-	Persist, PersistBits int
+	Persist     int `json:",omitzero"`
+	PersistBits int `json:",omitzero"`
 	// OnePacket balances each UDP packet by itself.
-	OnePacket bool
+	OnePacket bool `json:",omitzero"`
 	// Upper and Lower are numbers of connections of one task, as each client's node
 	// counts them: none come beyond Upper, until there are fewer than Lower. 0: no limit.
-	Upper, Lower int
+	Upper int `json:",omitzero"`
+	Lower int `json:",omitzero"`
 	// Idle is for how many seconds a connection may be silent; 0: the default.
-	Idle int
+	Idle int `json:",omitzero"`
 }
 
 // Task is what the engine says of the swarm task behind an endpoint.

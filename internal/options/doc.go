@@ -16,7 +16,8 @@
 // words compare without case, and values may carry %XX escapes for what a
 // command line would spoil. A key or value that means nothing here is refused,
 // with all other mistakes of the same map, because an option that is silently
-// ignored is found months later.
+// ignored is found months later. So are values that mean nothing together, of one
+// map (Network, Service) or of a service and its network (Fits).
 //
 // Be aware: the engine copies network options to every node and shows them to
 // whoever may read its API. The gossip key travels this way; Redact is for

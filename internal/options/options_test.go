@@ -65,6 +65,31 @@ func TestServiceOptionsAreRead(t *testing.T) {
 	if want := (model.ServiceOptions{Scheduler: "wrr", Mode: "dr", Weight: 255}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
+	for _, c := range []struct {
+		in   map[string]string
+		want model.ServiceOptions
+	}{
+		{map[string]string{Ports: "81:8080;53/UDP"}, model.ServiceOptions{Ports: "53/udp;81:8080/tcp"}},
+		{map[string]string{Ports: "53%3b80"}, model.ServiceOptions{Ports: "53/tcp;80/tcp"}},
+		{map[string]string{Persistence: "300"}, model.ServiceOptions{Persist: 300, PersistBits: 32}},
+		{map[string]string{Persistence: "5M"}, model.ServiceOptions{Persist: 300, PersistBits: 32}},
+		{map[string]string{Persistence: "2h", Netmask: "24"}, model.ServiceOptions{Persist: 7200, PersistBits: 24}},
+		// Read in the order of the keys as they are written.
+		{map[string]string{"sluice.persistence": "576h", "SLUICE.persistence.netmask": "255.255.128.0"}, model.ServiceOptions{Persist: MaxSeconds, PersistBits: 17}},
+		{map[string]string{Persistence: "1", Netmask: "128.0.0.0"}, model.ServiceOptions{Persist: 1, PersistBits: 1}},
+		{map[string]string{Persistence: "1", Netmask: "255.255.255.255"}, model.ServiceOptions{Persist: 1, PersistBits: 32}},
+		{map[string]string{Persistence: "off"}, model.ServiceOptions{}},
+		{map[string]string{Persistence: "0"}, model.ServiceOptions{}},
+		{map[string]string{OnePacket: "On"}, model.ServiceOptions{OnePacket: true}},
+		{map[string]string{OnePacket: "no"}, model.ServiceOptions{}},
+		{map[string]string{Upper: "2147483647", Lower: "2147483647"}, model.ServiceOptions{Upper: MaxConnections, Lower: MaxConnections}},
+		{map[string]string{Upper: "0", Lower: "0"}, model.ServiceOptions{}},
+		{map[string]string{IdleTimeout: "1s"}, model.ServiceOptions{Idle: 1}},
+	} {
+		if got, err := Service(c.in); err != nil || got != c.want {
+			t.Errorf("%v: got %+v, %v; want %+v", c.in, got, err, c.want)
+		}
+	}
 	if got, err := Service(nil); err != nil || got != (model.ServiceOptions{}) {
 		t.Errorf("no options: got %+v, %v; want the zero value, which is the network's", got, err)
 	}
@@ -82,9 +107,11 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		{"unknown key", network, map[string]string{"sluice.colour": "red"},
 			`sluice.colour="red": unknown option; allowed: sluice.datapath, sluice.mode, sluice.scheduler, sluice.vni, sluice.mtu`},
 		{"unknown word", network, map[string]string{Scheduler: "random"},
-			`sluice.scheduler="random": unknown; allowed: rr, wrr, sh`},
-		{"a scheduler of the kernel", network, map[string]string{Scheduler: "wlc"},
-			`sluice.scheduler="wlc": wlc needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and this version serves what every node can, by nft too; allowed: rr, wrr, sh`},
+			`sluice.scheduler="random": unknown; allowed: rr, wrr, lc, wlc, sh, dh, sed, nq, lblc, lblcr, fo, ovf, mh`},
+		{"a scheduler that not every kernel has", network, map[string]string{Scheduler: "twos"},
+			`sluice.scheduler="twos": twos is not in every kernel that has ip_vs, and all nodes must mean the same; allowed: rr, wrr, lc, wlc, sh, dh, sed, nq, lblc, lblcr, fo, ovf, mh`},
+		{"a scheduler that counts, without ip_vs", network, map[string]string{"Sluice.Scheduler": "WLC", Datapath: "nft"},
+			`Sluice.Scheduler="WLC": wlc needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and the network has sluice.datapath=nft; allowed: rr, wrr, sh, dh, fo, mh, or another sluice.datapath`},
 		{"a datapath that is none", network, map[string]string{Datapath: "ebpf"},
 			`sluice.datapath="ebpf": unknown; allowed: auto, ipvs, nft`},
 		{"vni zero", network, map[string]string{VNI: "0"},
@@ -92,7 +119,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		{"mtu with a unit", network, map[string]string{MTU: "1400b"},
 			`sluice.mtu="1400b": not a number; allowed: a number from 576 to 65000`},
 		{"broken escape", network, map[string]string{Mode: "50%"},
-			`sluice.mode="50%": a % must start an escape like %2f; write %25 for the sign itself; allowed: dr`},
+			`sluice.mode="50%": a % must start an escape like %2f; write %25 for the sign itself; allowed: dr, nat, tun`},
 		{"contradiction", network, map[string]string{"com.docker.network.driver.mtu": "1400", MTU: "1500"},
 			`sluice.mtu="1500": contradicts com.docker.network.driver.mtu, which is the same option; give one of them`},
 		{"overlay's VNI list", network, map[string]string{"com.docker.network.driver.overlay.vxlanid_list": "4100"},
@@ -102,9 +129,33 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		{"a service's option on a network", network, map[string]string{Weight: "3"},
 			`sluice.weight="3": is an option of a service (docker service create --network name=NET,driver-opt=KEY=VALUE), not of a network; allowed: sluice.datapath, sluice.mode, sluice.scheduler, sluice.vni, sluice.mtu`},
 		{"a network's option on a service", service, map[string]string{VNI: "3"},
-			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight`},
-		{"all at once, one line", service, map[string]string{Weight: "0", Mode: "tun", Scheduler: ""},
-			`sluice.mode="tun": tun is not served: this version forwards by layer 2 (dr) only; allowed: dr | sluice.scheduler: unknown; allowed: rr, wrr, sh | sluice.weight="0": out of range; allowed: a number from 1 to 255`},
+			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight, sluice.ports, sluice.persistence, sluice.persistence.netmask, sluice.one-packet, sluice.threshold.upper, sluice.threshold.lower, sluice.idle-timeout`},
+		{"all at once, one line", service, map[string]string{Weight: "0", Mode: "warp", Scheduler: ""},
+			`sluice.mode="warp": unknown; allowed: dr, nat, tun | sluice.scheduler: unknown; allowed: rr, wrr, lc, wlc, sh, dh, sed, nq, lblc, lblcr, fo, ovf, mh | sluice.weight="0": out of range; allowed: a number from 1 to 255`},
+		{"a port that is none", service, map[string]string{Ports: "80;http"},
+			`sluice.ports="80;http": "http": "http" is no port; allowed: up to 32 ports or ranges like 80;81:8080/tcp;5000-5003/udp`},
+		{"no duration", service, map[string]string{Persistence: "long"},
+			`sluice.persistence="long": not a duration; allowed: off, or a duration of whole seconds from 1s to 576h, like 300, 300s, 5m or 2h`},
+		{"half a second", service, map[string]string{IdleTimeout: "1.5s"},
+			`sluice.idle-timeout="1.5s": not whole seconds; allowed: a duration of whole seconds from 1s to 576h, like 300, 300s, 5m or 2h`},
+		{"longer than the kernel counts", service, map[string]string{IdleTimeout: "577h"},
+			`sluice.idle-timeout="577h": out of range; allowed: a duration of whole seconds from 1s to 576h, like 300, 300s, 5m or 2h`},
+		{"a mask with holes", service, map[string]string{Persistence: "5m", Netmask: "255.0.255.0"},
+			`sluice.persistence.netmask="255.0.255.0": not a mask: bits that are one come first, and there is at least one; allowed: a prefix length from 1 to 32, or a mask like 255.255.255.0`},
+		{"a netmask of nothing", service, map[string]string{Netmask: "24"},
+			`sluice.persistence.netmask="24": is the netmask of sluice.persistence, which is off; allowed: with sluice.persistence=DURATION`},
+		{"a netmask of what was refused", service, map[string]string{Netmask: "24", Persistence: "0.1"},
+			`sluice.persistence="0.1": not a duration; allowed: off, or a duration of whole seconds from 1s to 576h, like 300, 300s, 5m or 2h`},
+		{"neither true nor false", service, map[string]string{OnePacket: "udp"},
+			`sluice.one-packet="udp": neither true nor false; allowed: true, false`},
+		{"more connections than the kernel counts", service, map[string]string{Upper: "2147483648"},
+			`sluice.threshold.upper="2147483648": out of range; allowed: a number from 0 to 2147483647`},
+		{"a lower threshold alone", service, map[string]string{Lower: "5"},
+			`sluice.threshold.lower="5": needs sluice.threshold.upper, which is not set; allowed: 0, or with sluice.threshold.upper=NUMBER`},
+		{"thresholds the wrong way round", service, map[string]string{Lower: "6", Upper: "5"},
+			`sluice.threshold.lower="6": is more than sluice.threshold.upper, which is 5; allowed: a number from 0 to 5`},
+		{"a lower threshold of what was refused", service, map[string]string{Lower: "6", Upper: "-5"},
+			`sluice.threshold.upper="-5": out of range; allowed: a number from 0 to 2147483647`},
 		{"a secret is not repeated", network, map[string]string{SecretKey: "hunter2"},
 			`sluice.secret-key: not a gossip key: want 16, 24 or 32 bytes in hexadecimal or base64, such as the output of ` + "`openssl rand -hex 32`" + `; allowed: 16, 24 or 32 bytes in hexadecimal or base64`},
 	} {
@@ -144,8 +195,8 @@ func TestTheTableIsTrue(t *testing.T) {
 		}
 	}
 	for _, o := range ServiceTable() {
-		if o.Key == Weight {
-			continue
+		if o.Key != Scheduler && o.Key != Mode && o.Key != OnePacket {
+			continue // not a list of words
 		}
 		for word := range strings.SplitSeq(o.Allowed, ", ") {
 			if _, err := Service(map[string]string{o.Key: word}); err != nil {
@@ -157,8 +208,34 @@ func TestTheTableIsTrue(t *testing.T) {
 
 func TestEveryKernelSchedulerIsServedOrRefusedByName(t *testing.T) {
 	for s := range strings.FieldsSeq("rr wrr lc wlc sh dh sed nq lblc lblcr fo ovf mh twos") {
-		if _, err := Network(map[string]string{Scheduler: s}); err != nil && !strings.Contains(err.Error(), "ip_vs") {
-			t.Errorf("%v does not say what %s is", err, s)
+		if _, err := Network(map[string]string{Scheduler: s}); (err == nil) != (s != "twos") {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	for _, s := range model.Schedulers() {
+		if !strings.Contains(Markdown(NetworkTable()), "`"+s.Name+"` "+s.Doc) {
+			t.Errorf("the manual does not say what %s is", s.Name)
+		}
+	}
+}
+
+func TestWhatAServiceAsksForMustFitItsNetwork(t *testing.T) {
+	for _, c := range []struct {
+		datapath string
+		service  model.ServiceOptions
+		want     string // empty: it fits
+	}{
+		{"auto", model.ServiceOptions{Scheduler: "wlc", Upper: 9}, ""},
+		{"ipvs", model.ServiceOptions{Scheduler: "wlc", Upper: 9}, ""},
+		{"nft", model.ServiceOptions{}, ""},
+		{"nft", model.ServiceOptions{Scheduler: "mh", Mode: "tun", Persist: 1, PersistBits: 32, OnePacket: true, Ports: "80/tcp", Idle: 1}, ""},
+		{"nft", model.ServiceOptions{Scheduler: "lc", Upper: 9},
+			`sluice.scheduler="lc": lc needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and the network has sluice.datapath=nft; allowed: rr, wrr, sh, dh, fo, mh, or a network with another sluice.datapath | ` +
+				`sluice.threshold.upper="9": a threshold needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and the network has sluice.datapath=nft; allowed: 0, or a network with another sluice.datapath`},
+	} {
+		err := Fits(model.NetworkOptions{Datapath: c.datapath, Mode: "dr", Scheduler: "rr"}, c.service)
+		if got := fmt.Sprint(err); (err == nil) != (c.want == "") || err != nil && got != c.want {
+			t.Errorf("%s, %+v:\ngot  %v\nwant %s", c.datapath, c.service, err, c.want)
 		}
 	}
 }
@@ -274,12 +351,60 @@ func TestReadingIsBlindToOrderAndCase(t *testing.T) {
 	})
 }
 
+// TestReadingOfAServiceIsBlindToOrderAndCase: also where two options are of use
+// together only. What is refused leaves nothing behind.
+func TestReadingOfAServiceIsBlindToOrderAndCase(t *testing.T) {
+	keys := []string{Scheduler, Ports, Persistence, Netmask, OnePacket, Upper, Lower, IdleTimeout}
+	values := []string{"", "rr", "0", "1", "32", "80", "5m", "600h", "255.255.0.0", "off", "on", "-1"}
+	rapid.Check(t, func(t *rapid.T) {
+		in := rapid.MapOf(rapid.SampledFrom(keys), rapid.SampledFrom(values)).Draw(t, "in")
+		shouted := make(map[string]string, len(in))
+		for k, v := range in {
+			if rapid.Bool().Draw(t, "shout") {
+				k = " " + strings.ToUpper(k)
+			}
+			shouted[k] = strings.ToUpper(v)
+		}
+		o1, err1 := Service(in)
+		o2, err2 := Service(shouted)
+		if o1 != o2 || (err1 == nil) != (err2 == nil) {
+			t.Fatalf("%v: %+v, %v\n%v: %+v, %v", in, o1, err1, shouted, o2, err2)
+		}
+		if why := wrong(o1); why != "" {
+			t.Fatalf("%v gave %+v: %s", in, o1, why)
+		}
+	})
+}
+
+// wrong says what options of a service cannot be, also beside an error.
+func wrong(o model.ServiceOptions) string {
+	switch {
+	case o.Weight < 0 || o.Weight > MaxWeight:
+		return "weight"
+	case o.Persist < 0 || o.Persist > MaxSeconds || o.Idle < 0 || o.Idle > MaxSeconds:
+		return "seconds"
+	case o.PersistBits < 0 || o.PersistBits > 32 || (o.PersistBits == 0) != (o.Persist == 0):
+		return "netmask"
+	case o.Lower < 0 || o.Lower > o.Upper || o.Upper > MaxConnections:
+		return "thresholds"
+	case len(o.Ports.List()) > model.MaxPorts || (o.Ports == "") != (o.Ports.List() == nil):
+		return "ports"
+	}
+	return ""
+}
+
 func FuzzNetwork(f *testing.F) {
 	f.Add(Scheduler, "rr", MTU, "1400")
 	f.Add(VNI, "16777216", "Sluice.VNI", "5")
 	f.Add(Mode, "%64%72", "sluice.", "%")
 	f.Add("com.docker.network.driver.mtu", "1400", MTU, "1500")
 	f.Add(SecretKey, hexKey, Refused, "because")
+	f.Add(Datapath, "nft", Scheduler, "lblcr")
+	f.Add(Ports, "80;81:8080/tcp;5000-5003/udp", Weight, "255")
+	f.Add(Persistence, "2h", Netmask, "255.255.255.0")
+	f.Add(Persistence, "off", Netmask, "24")
+	f.Add(Upper, "2147483647", Lower, "2147483648")
+	f.Add(IdleTimeout, "2073600", OnePacket, "off")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
 		in := map[string]string{k1: v1, k2: v2}
 		r, err := Network(in)
@@ -293,8 +418,11 @@ func FuzzNetwork(f *testing.F) {
 		} else if strings.ContainsAny(err.Error(), "\n\r") && !strings.ContainsAny(k1+k2, "\n\r") {
 			t.Errorf("more than one line: %q", err)
 		}
-		if o, err := Service(in); err == nil && (o.Weight < 0 || o.Weight > MaxWeight) {
-			t.Errorf("%q gave %+v", in, o)
+		if model.NeedsIPVS(r.Options.Scheduler) && r.Options.Datapath == nft {
+			t.Errorf("%q gave %+v", in, r)
+		}
+		if o, _ := Service(in); wrong(o) != "" {
+			t.Errorf("%q gave %+v: %s", in, o, wrong(o))
 		}
 	})
 }

@@ -72,7 +72,11 @@ func Network(in map[string]string) (NetworkRequest, error) {
 		Mode:      "dr",
 		Scheduler: "rr",
 	}}
-	errs := read(in, networkOptions, &r, foreignNetworkKey)
+	errs, told := read(in, networkOptions, &r, foreignNetworkKey)
+	if model.NeedsIPVS(r.Options.Scheduler) && r.Options.Datapath == nft {
+		errs = append(errs, told.refuse(Scheduler, uncounted(r.Options.Scheduler), withoutCounts()+", or another "+Datapath))
+		r.Options.Scheduler = "rr"
+	}
 	return r, errs.orNil()
 }
 
@@ -82,8 +86,51 @@ func Network(in map[string]string) (NetworkRequest, error) {
 // refused; the options then hold what could be read.
 func Service(in map[string]string) (model.ServiceOptions, error) {
 	var o model.ServiceOptions
-	errs := read(in, serviceOptions, &o, func(string) *Error { return nil })
+	errs, told := read(in, serviceOptions, &o, func(string) *Error { return nil })
+	// What belongs together. If one of the two was refused, that is told already.
+	switch {
+	case o.Persist > 0 && o.PersistBits == 0:
+		o.PersistBits = 32
+	case o.Persist == 0 && o.PersistBits > 0:
+		if !told.refused[Persistence] {
+			errs = append(errs, told.refuse(Netmask, "is the netmask of "+Persistence+", which is off", "with "+Persistence+"=DURATION"))
+		}
+		o.PersistBits = 0
+	}
+	if o.Lower > o.Upper {
+		switch {
+		case told.refused[Upper]:
+		case o.Upper == 0:
+			errs = append(errs, told.refuse(Lower, "needs "+Upper+", which is not set", "0, or with "+Upper+"=NUMBER"))
+		default:
+			errs = append(errs, told.refuse(Lower, fmt.Sprintf("is more than %s, which is %d", Upper, o.Upper), between(0, o.Upper)))
+		}
+		o.Lower = 0
+	}
 	return o, errs.orNil()
+}
+
+// Fits says what a service asks for that its network rules out. The error is an
+// Errors; its keys and values are as read, not as written.
+func Fits(n model.NetworkOptions, s model.ServiceOptions) error {
+	if n.Datapath != nft {
+		return nil
+	}
+	var errs Errors
+	if model.NeedsIPVS(s.Scheduler) {
+		errs = append(errs, &Error{Scheduler, s.Scheduler, uncounted(s.Scheduler), withoutCounts() + ", or a network with another " + Datapath})
+	}
+	if s.Upper > 0 {
+		errs = append(errs, &Error{Upper, strconv.Itoa(s.Upper), uncounted("a threshold"), "0, or a network with another " + Datapath})
+	}
+	return errs.orNil()
+}
+
+const nft = "nft"
+
+// uncounted says why what cannot be had with nft.
+func uncounted(what string) string {
+	return what + " needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and the network has " + Datapath + "=" + nft
 }
 
 // Secret reports whether the value of key, in any case, must not be printed.
@@ -102,9 +149,22 @@ func Redact(in map[string]string) map[string]string {
 	return out
 }
 
+// told is how people wrote the options of one map, by the table's keys.
+type told struct {
+	in      map[string]string
+	given   map[string]string // the spelling that a key was taken in
+	refused map[string]bool
+}
+
+// refuse is what is wrong with an option only because of another.
+func (t told) refuse(key, problem, allowed string) *Error {
+	as := t.given[key]
+	return &Error{Key: as, Value: t.in[as], Problem: problem, Allowed: allowed}
+}
+
 // read parses in by table into dst. foreign judges the keys that are neither in
 // the table nor ours; nil takes them.
-func read[T comparable](in map[string]string, table []option[T], dst *T, foreign func(key string) *Error) Errors {
+func read[T comparable](in map[string]string, table []option[T], dst *T, foreign func(key string) *Error) (Errors, told) {
 	var errs Errors
 	refuse := func(key, value, problem, allowed string) {
 		if Secret(key) {
@@ -112,7 +172,7 @@ func read[T comparable](in map[string]string, table []option[T], dst *T, foreign
 		}
 		errs = append(errs, &Error{Key: key, Value: value, Problem: problem, Allowed: allowed})
 	}
-	given := make(map[string]string, len(in)) // the table's key → the spelling it came in
+	given, refused := make(map[string]string, len(in)), make(map[string]bool)
 	for _, key := range slices.Sorted(maps.Keys(in)) {
 		value := in[key]
 		folded := strings.ToLower(strings.TrimSpace(key))
@@ -133,12 +193,14 @@ func read[T comparable](in map[string]string, table []option[T], dst *T, foreign
 			var err error
 			if text, err = unescape(value); err != nil {
 				refuse(key, value, err.Error(), o.Allowed)
+				refused[o.Key] = true
 				continue
 			}
 		}
 		next := *dst
 		if err := o.set(&next, text); err != nil {
 			refuse(key, value, err.Error(), o.Allowed)
+			refused[o.Key] = true
 			continue
 		}
 		if first, twice := given[o.Key]; twice && next != *dst {
@@ -148,7 +210,7 @@ func read[T comparable](in map[string]string, table []option[T], dst *T, foreign
 		given[o.Key] = key
 		*dst = next
 	}
-	return errs
+	return errs, told{in, given, refused}
 }
 
 // unknown says what is wrong with a `sluice.` key that the table does not have.
@@ -196,9 +258,11 @@ func keyList[T any](table []option[T]) string {
 	return strings.Join(keys, ", ")
 }
 
+// orNil is the errors in the order of their keys, or none.
 func (es Errors) orNil() error {
 	if len(es) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(es, func(a, b *Error) int { return strings.Compare(a.Key, b.Key) })
 	return es
 }

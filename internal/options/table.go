@@ -1,13 +1,6 @@
 package options
 
-import (
-	"fmt"
-	"net/url"
-	"strconv"
-	"strings"
-
-	"sluice/internal/model"
-)
+import "sluice/internal/model"
 
 // The keys.
 const (
@@ -16,9 +9,17 @@ const (
 	Datapath  = prefix + "datapath"
 	Mode      = prefix + "mode"
 	Scheduler = prefix + "scheduler"
-	Weight    = prefix + "weight"
 	VNI       = prefix + "vni"
 	MTU       = prefix + "mtu"
+
+	Weight      = prefix + "weight"
+	Ports       = prefix + "ports"
+	Persistence = prefix + "persistence"
+	Netmask     = prefix + "persistence.netmask"
+	OnePacket   = prefix + "one-packet"
+	Upper       = prefix + "threshold.upper"
+	Lower       = prefix + "threshold.lower"
+	IdleTimeout = prefix + "idle-timeout"
 
 	// SecretKey and Refused are added by the swarm's leader for the nodes.
 	SecretKey = prefix + "secret-key"
@@ -41,6 +42,12 @@ const (
 	// MaxWeight keeps the slots that a weighted choice is spread over few: the
 	// kernel's ip_vs allows 65535, but ratios finer than 1:255 tell nothing.
 	MaxWeight = 255
+	// MaxSeconds is 576 hours, 24 days: the kernel refuses timeouts of IPVS beyond
+	// INT_MAX/HZ seconds (net/netfilter/ipvs/ip_vs_ctl.c ip_vs_set_timeout), which
+	// is 24 days and 20 hours with 1000 ticks a second, the most that kernels have.
+	MaxSeconds = 576 * 60 * 60
+	// MaxConnections is the kernel's own: it compares with a signed number of 32 bits.
+	MaxConnections = 1<<31 - 1
 )
 
 // Option describes one key for people.
@@ -66,7 +73,7 @@ type option[T any] struct {
 var networkOptions = []option[NetworkRequest]{
 	{
 		Option: Option{Key: Datapath, Default: "auto", Allowed: datapaths.allowed(),
-			Doc: "What balances connections to virtual IPs, on each node by itself: `nft` is nftables; `ipvs` is the kernel's ip_vs where the node has it, nftables where not. `auto` is `nft` in this version."},
+			Doc: "What balances connections to virtual IPs, on each node by itself: `ipvs` is the kernel's ip_vs, `nft` is nftables. `auto` is `ipvs` where the node has it, else `nft`; with `ipvs`, nodes without it refuse tasks."},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Datapath, err = datapaths.parse(v)
 			return err
@@ -74,7 +81,7 @@ var networkOptions = []option[NetworkRequest]{
 	},
 	{
 		Option: Option{Key: Mode, Default: "dr", Allowed: modes.allowed(),
-			Doc: "How a packet for a virtual IP gets to its backend. `dr`: by layer 2, the reply goes straight to the client and the client's address is kept."},
+			Doc: "How a packet for a virtual IP gets to its backend. `dr`: by layer 2, and the reply goes straight to the client. `tun`: as `dr`, in IPIP packets, whose 20 bytes senders learn of by path MTU discovery. `nat`: with the backend's own address, and the reply gets the virtual IP's back at the client's node. The backend sees the client's address in all of them."},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Mode, err = modes.parse(v)
 			return err
@@ -82,7 +89,7 @@ var networkOptions = []option[NetworkRequest]{
 	},
 	{
 		Option: Option{Key: Scheduler, Default: "rr", Allowed: schedulers.allowed(),
-			Doc: "How a backend is chosen: `rr` in turn, `wrr` in turn by weight, `sh` by the client's address, so that one client keeps one backend."},
+			Doc: schedulersDoc()},
 		set: func(r *NetworkRequest, v string) (err error) {
 			r.Options.Scheduler, err = schedulers.parse(v)
 			return err
@@ -145,86 +152,66 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: Weight, Default: "1", Allowed: between(1, MaxWeight),
-			Doc: "Weight of each task of the service, for scheduler `wrr`."},
+			Doc: "Weight of each task of the service, for schedulers that heed it."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Weight, err = number(v, 1, MaxWeight)
 			return err
 		},
 	},
-}
-
-// word is one value of a choice. An empty no means that it is served; else no
-// says why this version refuses a word that people know from elsewhere.
-type word struct{ name, no string }
-
-type choice []word
-
-const (
-	needsCounts = "needs the number of open connections of each backend, which only the kernel's ip_vs keeps, and this version serves what every node can, by nft too"
-	needsIPVS   = "is a scheduler of the kernel's ip_vs, and this version serves what every node can, by nft too"
-)
-
-// The choices. The schedulers are those of the kernel (net/netfilter/ipvs/ of
-// Linux 6.12), so that a name copied from an ipvsadm or keepalived
-// configuration gets an answer that fits it.
-var (
-	datapaths = choice{{name: "auto"}, {name: "ipvs"}, {name: "nft"}}
-	modes     = choice{{name: "dr"},
-		{"nat", "is not served: this version forwards by layer 2 (dr) only"},
-		{"tun", "is not served: this version forwards by layer 2 (dr) only"}}
-	schedulers = choice{{name: "rr"}, {name: "wrr"}, {name: "sh"},
-		{"lc", needsCounts}, {"wlc", needsCounts}, {"sed", needsCounts}, {"nq", needsCounts},
-		{"lblc", needsCounts}, {"lblcr", needsCounts}, {"ovf", needsCounts},
-		{"dh", needsIPVS}, {"fo", needsIPVS}, {"mh", needsIPVS}, {"twos", needsCounts}}
-)
-
-// parse returns the word that v names in any case.
-func (c choice) parse(v string) (string, error) {
-	v = strings.ToLower(v)
-	for _, w := range c {
-		switch {
-		case w.name != v:
-		case w.no != "":
-			return "", fmt.Errorf("%s %s", v, w.no)
-		default:
-			return w.name, nil
-		}
-	}
-	return "", fmt.Errorf("unknown")
-}
-
-// allowed lists the words that are served.
-func (c choice) allowed() string {
-	var names []string
-	for _, w := range c {
-		if w.no == "" {
-			names = append(names, w.name)
-		}
-	}
-	return strings.Join(names, ", ")
-}
-
-func between(lo, hi int) string { return fmt.Sprintf("a number from %d to %d", lo, hi) }
-
-// number reads a decimal number in [lo, hi].
-func number(v string, lo, hi int) (int, error) {
-	// Base 10, not 0: 0100 is somebody's hundred, not sixty-four.
-	n, err := strconv.ParseInt(v, 10, 32)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("not a number")
-	case n < int64(lo) || n > int64(hi):
-		return 0, fmt.Errorf("out of range")
-	}
-	return int(n), nil
-}
-
-// unescape undoes %XX. The text of an internal option is ours and never
-// escaped, so it is not passed here.
-func unescape(v string) (string, error) {
-	u, err := url.PathUnescape(v)
-	if err != nil {
-		return "", fmt.Errorf("a %% must start an escape like %%2f; write %%25 for the sign itself")
-	}
-	return strings.TrimSpace(u), nil
+	{
+		Option: Option{Key: Ports, Default: "all", Allowed: "up to 32 ports or ranges like 80;81:8080/tcp;5000-5003/udp",
+			Doc: "The ports that the virtual IP has, each with the task's port behind `:` if that is another, and the protocol if it is not tcp. All other ports refuse."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Ports, err = model.ParsePorts(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Persistence, Default: "off", Allowed: "off, or " + durations,
+			Doc: "For how long a client's next connection goes to the backend of its last one."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Persist, err = persistence(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Netmask, Default: "32", Allowed: "a prefix length from 1 to 32, or a mask like 255.255.255.0",
+			Doc: "Which clients are one for `" + Persistence + "`: those whose addresses have this prefix in common."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.PersistBits, err = netmask(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: OnePacket, Default: "false", Allowed: "true, false",
+			Doc: "Chooses a backend for each UDP packet by itself, for protocols of one question and one answer."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.OnePacket, err = boolean(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Upper, Default: "0, no limit", Allowed: between(0, MaxConnections),
+			Doc: "How many connections of each client's node a task may have; beyond, it gets no new ones. Nodes that balance by nftables do not count them."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Upper, err = number(v, 0, MaxConnections)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Lower, Default: "0, three quarters of the upper", Allowed: between(0, MaxConnections),
+			Doc: "A task that had too many connections gets new ones again once it has fewer than this; not more than `" + Upper + "`."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Lower, err = number(v, 0, MaxConnections)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: IdleTimeout, Default: "3h", Allowed: durations,
+			Doc: "For how long an open TCP connection may be silent before its way is forgotten. A network has one number for all: the longest that a service asks for, and not less than the default."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Idle, err = seconds(v)
+			return err
+		},
+	},
 }

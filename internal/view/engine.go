@@ -136,8 +136,9 @@ func taskOf(e model.Endpoint, s model.EngineSnapshot) model.Task {
 
 // Observe takes what a round of the loop tells of this node's endpoints: that
 // the engine has taken a container's end, and that a task's namespace translates
-// its VIP. Both count only when they were read back from the kernel; unread
-// reports that a translation was made that has not been.
+// its VIP and takes its tunnel's packets. All count only when they were read back
+// from the kernel; unread reports that something was made that has not been. What
+// could not be made is not waited for: the round has told why.
 func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err error) {
 	// A namespace may hold several endpoints, one for each network of the task;
 	// a translation belongs to the one whose address it leads to.
@@ -147,15 +148,21 @@ func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err 
 	}
 	wanted := make(map[site]netip.Addr) // the VIPs
 	done := make(map[site]netip.Addr)
+	tunnels := make(map[site]bool) // whether it was read back
 	for k, want := range r.Want {
-		k, ok := k.(kernel.TaskVIP)
-		if !ok || r.Failed[k] != nil {
+		if r.Failed[k] != nil {
 			continue
 		}
-		at := site{k.Sandbox, want.(kernel.TaskVIPSpec).Addr}
-		wanted[at] = k.VIP
-		if have, ok := r.Read[k].(kernel.TaskVIPSpec); ok && have.Addr == at.addr {
-			done[at] = k.VIP
+		switch k := k.(type) {
+		case kernel.TaskVIP:
+			at := site{k.Sandbox, want.(kernel.TaskVIPSpec).Addr}
+			wanted[at] = k.VIP
+			if have, ok := r.Read[k].(kernel.TaskVIPSpec); ok && have.Addr == at.addr {
+				done[at] = k.VIP
+			}
+		case kernel.TaskTunnel:
+			_, read := r.Read[k]
+			tunnels[site{k.Sandbox, k.Addr}] = read
 		}
 	}
 	h.mu.Lock()
@@ -170,9 +177,12 @@ func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err 
 			if l, ok := r.Read[pair].(kernel.LinkSpec); ok && e.Phase == model.Joined && l.Peer == "" {
 				e.Phase = model.Taken
 			}
-			e.Prepared = done[at]
+			e.Prepared, e.Tunnel = done[at], tunnels[at]
 		}
 		if vip, ok := wanted[at]; ok && e.Prepared != vip {
+			unread = true
+		}
+		if _, ok := tunnels[at]; ok && !e.Tunnel {
 			unread = true
 		}
 		if e != was {

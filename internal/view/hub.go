@@ -278,7 +278,7 @@ func (h *Hub) Endpoint(id model.EndpointID) (model.Endpoint, bool) {
 func (h *Hub) PutEndpoint(ctx context.Context, e model.Endpoint) (uint64, error) {
 	return h.commit(ctx, func() change {
 		if old, known := h.endpoints[e.ID]; known {
-			e.Task, e.Prepared = old.Task, old.Prepared
+			e.Task, e.Prepared, e.Tunnel = old.Task, old.Prepared, old.Tunnel
 		}
 		return change{
 			puts: []model.Record{record(kindEndpoint, string(e.ID), e)}, visible: func() { h.endpoints[e.ID] = e },
@@ -384,7 +384,7 @@ func (h *Hub) buildLocked() model.View {
 			r.Task.Leaving = wantedGone(r.Task.ID) || r.Task.Leaving
 			v.Remotes[id] = model.Remote{
 				ID: id, Network: r.Network, Node: owner, VTEP: node.VTEP, Addr: r.Addr, MAC: r.MAC,
-				Options: r.Options, Task: r.Task, Prepared: r.Prepared,
+				Options: r.Options, Task: r.Task, Prepared: r.Prepared, Tunnel: r.Tunnel,
 			}
 		}
 	}

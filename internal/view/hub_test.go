@@ -210,6 +210,90 @@ func TestATaskOnTwoNetworksIsPreparedForEach(t *testing.T) {
 	}
 }
 
+// TestATunnelCountsOnceItWasReadBack: as a translation does, and peers are told.
+func TestATunnelCountsOnceItWasReadBack(t *testing.T) {
+	a := fresh(t)
+	must[uint64](t)(a.PutNetwork(t.Context(), network(web)))
+	must[uint64](t)(a.PutEndpoint(t.Context(), endpoint(one, "10.255.0.2", model.Taken)))
+	ok(t, a.SetEngine(t.Context(), swarm("nodeA", "192.168.0.1")))
+	key := kernel.TaskTunnel{Sandbox: sandbox(one), Addr: addr("10.255.0.2")}
+	elsewhere := kernel.TaskTunnel{Sandbox: sandbox(one), Addr: addr("10.254.0.2")} // the task's, on another network
+	state := func(keys ...kernel.Key) kernel.State {
+		s := kernel.State{}
+		for _, k := range keys {
+			s[k] = kernel.TaskTunnelSpec{}
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name           string
+		want, read     kernel.State
+		failed         kernel.Key
+		unread, tunnel bool
+	}{
+		{"made, not read", state(key), nil, nil, true, false},
+		{"not there", state(key), state(), nil, true, false},
+		{"another's", state(key), state(elsewhere), nil, true, false},
+		{"there", state(key), state(key), nil, false, true},
+		{"still there, by memory", state(key), nil, nil, false, true},
+		{"a kernel that cannot make it", state(key), state(), key, false, false},
+		{"there again", state(key), state(key), nil, false, true},
+		{"of no more use", state(), state(key), nil, false, false},
+		{"another's is of use", state(elsewhere), state(elsewhere), nil, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := reconcile.Round{View: a.View(), Want: c.want, Read: c.read}
+			if c.failed != nil {
+				r.Failed = map[kernel.Key]error{c.failed: kernel.ErrUnsupported}
+			}
+			if unread := must[bool](t)(a.Observe(t.Context(), r)); unread != c.unread {
+				t.Errorf("unread %t, want %t", unread, c.unread)
+			}
+			b := fresh(t)
+			ok(t, b.SetTables(t.Context(), []Table{a.table(true)}))
+			here, there := a.View().Endpoints[one].Tunnel, b.View().Remotes[one].Tunnel
+			if here != c.tunnel || there != c.tunnel || a.restarted(t).View().Endpoints[one].Tunnel != c.tunnel {
+				t.Errorf("tunnel %t, to others %t; want %t", here, there, c.tunnel)
+			}
+			must[uint64](t)(a.PutEndpoint(t.Context(), endpoint(one, "10.255.0.2", model.Taken)))
+			if a.View().Endpoints[one].Tunnel != c.tunnel {
+				t.Error("a verb has undone it")
+			}
+		})
+	}
+}
+
+// TestRecordsHoldWhatIsSet: nodes of two versions share a swarm while it is
+// upgraded, and each endpoint has a record on every node.
+func TestRecordsHoldWhatIsSet(t *testing.T) {
+	all := model.ServiceOptions{
+		Scheduler: "wrr", Mode: "tun", Weight: 3, Ports: "80/tcp", Persist: 300, PersistBits: 24,
+		OnePacket: true, Upper: 9, Lower: 3, Idle: 60,
+	}
+	at := addr("10.255.0.2")
+	for _, c := range []struct {
+		name string
+		r    endpointRecord
+		want string
+	}{
+		{"one option", endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Options: model.ServiceOptions{Weight: 7}},
+			`{"network":"webnetwork00000000000000a","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Weight":7}}`},
+		{"all", endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Options: all, Tunnel: true},
+			`{"network":"webnetwork00000000000000a","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Scheduler":"wrr","Mode":"tun","Weight":3,"Ports":"80/tcp","Persist":300,"PersistBits":24,"OnePacket":true,"Upper":9,"Lower":3,"Idle":60},"tunnel":true}`},
+	} {
+		if got := string(encode(c.r)); got != c.want {
+			t.Errorf("%s: got\n%s, want\n%s", c.name, got, c.want)
+		}
+		if v, err := decode(keyEndpoint+"x", encode(c.r)); err != nil || v != c.r {
+			t.Errorf("%s: reads back as %+v, %v", c.name, v, err)
+		}
+	}
+	v, err := decode(keyEndpoint+"x", []byte(`{"network":"web","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Scheduler":"","Mode":"","Weight":7}}`))
+	if r, ok := v.(endpointRecord); err != nil || !ok || r.Options != (model.ServiceOptions{Weight: 7}) || r.Tunnel {
+		t.Errorf("the record of a node of the version before: %+v, %v", v, err)
+	}
+}
+
 // TestAVerbDoesNotUndoWhatWasReadMeanwhile: the driver looks, changes and puts.
 func TestAVerbDoesNotUndoWhatWasReadMeanwhile(t *testing.T) {
 	a := fresh(t)

@@ -244,7 +244,7 @@ func (h *Hub) Records() map[string][]byte {
 		}
 		e.Task.Leaving = e.Task.Leaving || e.Left
 		out[keyEndpoint+string(id)] = encode(endpointRecord{
-			Network: e.Network, Addr: e.Addr, MAC: e.MAC, Options: e.Options, Task: e.Task, Prepared: e.Prepared,
+			Network: e.Network, Addr: e.Addr, MAC: e.MAC, Options: e.Options, Task: e.Task, Prepared: e.Prepared, Tunnel: e.Tunnel,
 		})
 	}
 	maps.Copy(out, h.said)

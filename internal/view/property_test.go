@@ -44,6 +44,7 @@ func play(t *rapid.T, n *node) {
 		r := reconcile.Round{View: v, Want: kernel.State{}, Read: found(t, v)}
 		for id := range v.Endpoints {
 			r.Want[kernel.TaskVIP{Sandbox: v.Endpoints[id].Sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: v.Endpoints[id].Addr}
+			r.Want[kernel.TaskTunnel{Sandbox: v.Endpoints[id].Sandbox, Addr: v.Endpoints[id].Addr}] = kernel.TaskTunnelSpec{}
 		}
 		_, err := n.Observe(t.Context(), r)
 		ok(t, err)
@@ -63,6 +64,9 @@ func found(t *rapid.T, v model.View) kernel.State {
 		}
 		if known && rapid.Bool().Draw(t, "translation") {
 			s[kernel.TaskVIP{Sandbox: e.Sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: e.Addr}
+		}
+		if known && rapid.Bool().Draw(t, "tunnel") {
+			s[kernel.TaskTunnel{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskTunnelSpec{}
 		}
 	}
 	return s
@@ -100,6 +104,7 @@ func tables(t *rapid.T) []Table {
 				entries[fmt.Sprintf("endpoint/remote%d", i)] = encode(endpointRecord{
 					Network: web, Addr: at, MAC: model.MACFor(at),
 					Task: model.Task{ID: "task-r", Service: svc, VIP: vip, Ready: rapid.Bool().Draw(t, "ready")}, Prepared: vip,
+					Tunnel: rapid.Bool().Draw(t, "tunnel"), Options: model.ServiceOptions{Ports: "80/tcp", Persist: 300, PersistBits: 24},
 				})
 			}
 		}
@@ -172,6 +177,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(keyLead, string(encode(leadRecord{3})))
 	f.Add(keyLeaving, string(encode(leavingRecord{[]model.TaskID{"t"}})))
 	f.Add("endpoint/x", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Prepared: vip})))
+	f.Add("endpoint/y", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Tunnel: true, Options: model.ServiceOptions{Mode: "tun", Ports: "80/tcp", Persist: 9, PersistBits: 32, OnePacket: true, Upper: 2, Lower: 1, Idle: 3}})))
 	f.Add("service/x", string(encode(serviceRecord{Name: "web", VIPs: map[model.NetworkID]netip.Addr{web: vip}})))
 	f.Add("of-a-later-version", "anything")
 	f.Fuzz(func(t *testing.T, key, raw string) {

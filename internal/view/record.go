@@ -53,6 +53,7 @@ type endpointRecord struct {
 	Options  model.ServiceOptions `json:"options,omitzero"`
 	Task     model.Task           `json:"task,omitzero"`
 	Prepared netip.Addr           `json:"prepared,omitzero"`
+	Tunnel   bool                 `json:"tunnel,omitzero"`
 }
 
 // serviceRecord is a service as the leading manager tells it.
@@ -110,6 +111,7 @@ func decode(key string, raw []byte) (any, error) {
 		// Thousands of endpoints name a few networks and services: one copy of
 		// each name is kept, and comparing two is comparing pointers.
 		r.Network, r.Task.Service, r.Task.ServiceName = intern(r.Network), intern(r.Task.Service), intern(r.Task.ServiceName)
+		r.Options.Ports = intern(r.Options.Ports)
 		v = r
 	case strings.HasPrefix(key, keyService):
 		var r serviceRecord

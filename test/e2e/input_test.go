@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"sluice/internal/diag"
+	lb "sluice/lb/service"
 	"sluice/test/cluster"
 )
 
@@ -17,6 +19,8 @@ func TestBadNetworkOptionsReachServicePSAndNetworks(t *testing.T) {
 	}{
 		"unknown option": {[]string{"-o", "sluice.color=red"}, []string{"sluice.color"}},
 		"bad scheduler":  {[]string{"-o", "sluice.scheduler=fastest"}, []string{"sluice.scheduler", "fastest", "rr"}},
+		"unknown mode":   {[]string{"-o", "sluice.mode=warp"}, []string{"sluice.mode", "warp", "dr, nat, tun"}},
+		"no counts":      {[]string{"-o", "sluice.datapath=nft", "-o", "sluice.scheduler=wlc"}, []string{"sluice.scheduler", "wlc", "sluice.datapath=nft", "rr, wrr, sh"}},
 		"second subnet":  {[]string{"--subnet", "10.88.0.0/24", "--subnet", "10.89.0.0/24"}, []string{"2 IPv4 subnets"}},
 		"bad mtu":        {[]string{"-o", "sluice.mtu=12"}, []string{"sluice.mtu", "12"}},
 	} {
@@ -42,27 +46,63 @@ func TestBadNetworkOptionsReachServicePSAndNetworks(t *testing.T) {
 
 func TestBadServiceOptionsReachServicePS(t *testing.T) {
 	network(t, "web")
-	for name, tt := range map[string]struct{ option, words string }{
-		"unknown option": {"sluice.color=red", "sluice.color"},
-		"bad weight":     {"sluice.weight=1000", "sluice.weight"},
-		"other mode":     {"sluice.mode=nat", "sluice.mode"},
+	network(t, "plain", "-o", "sluice.datapath=nft")
+	for name, tt := range map[string]struct {
+		network string
+		options string // separated by commas
+		words   []string
+	}{
+		"unknown option":    {"web", "sluice.color=red", []string{"sluice.color"}},
+		"bad weight":        {"web", "sluice.weight=1000", []string{"sluice.weight", "1000", "from 1 to 255"}},
+		"unknown mode":      {"web", "sluice.mode=warp", []string{"sluice.mode", "warp", "dr, nat, tun"}},
+		"unknown scheduler": {"web", "sluice.scheduler=fastest", []string{"sluice.scheduler", "fastest", "rr, wrr"}},
+		"long timeout":      {"web", "sluice.idle-timeout=577h", []string{"sluice.idle-timeout", "577h", "1s to 576h"}},
+		"bad ports":         {"web", "sluice.ports=80;90-85", []string{"sluice.ports", "range 90-85 ends before it begins"}},
+		"thresholds":        {"web", "sluice.threshold.upper=5,sluice.threshold.lower=6", []string{"sluice.threshold.lower", "which is 5", "from 0 to 5"}},
+		"netmask alone":     {"web", "sluice.persistence.netmask=24", []string{"sluice.persistence.netmask", "sluice.persistence, which is off"}},
+		"no counts":         {"plain", "sluice.scheduler=nq", []string{"sluice.scheduler", "nq", "sluice.datapath=nft"}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			docker(t, 1, "service", "create", "-d", "--no-resolve-image", "--name", "bad", "--network", "name=web,driver-opt="+tt.option,
-				"--restart-max-attempts", "1", "sluice-probe:test")
-			t.Cleanup(func() { removeService(t, "bad") })
-			err := cluster.Wait(within(t), "docker service ps tells", func(ctx context.Context) error {
-				out, err := lab.Host(1).Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "bad")
-				if !strings.Contains(out, tt.words) {
-					return fmt.Errorf("%q, %v", out, err)
-				}
-				return nil
-			})
-			if err != nil {
-				t.Error(err)
-			}
-		})
+		t.Run(name, func(t *testing.T) { taskError(t, withOptions(tt.network, tt.options), tt.words...) })
 	}
+}
+
+// withOptions is a service's attachment to a network, as --network has it.
+func withOptions(network, options string) string {
+	return "name=" + network + ",driver-opt=" + strings.ReplaceAll(options, ",", ",driver-opt=")
+}
+
+// TestBadForTheKernelReachesServicePS: what is right elsewhere, and no node here
+// can do, is never a black hole.
+func TestBadForTheKernelReachesServicePS(t *testing.T) {
+	t.Run("ip_vs", func(t *testing.T) {
+		for i := range lab.Hosts() {
+			var s diag.Status
+			if sluice(t, i+1, &s, "status"); s.Datapath != lb.NFT {
+				t.Skipf("host %d has ip_vs", i+1)
+			}
+		}
+		network(t, "web")
+		network(t, "asked", "-o", "sluice.datapath=ipvs")
+		t.Run("network", func(t *testing.T) { taskError(t, "asked", `sluice.datapath="ipvs"`, "ip_vs", "auto") })
+		t.Run("service", func(t *testing.T) {
+			taskError(t, withOptions("web", "sluice.threshold.upper=9"), `sluice.threshold.upper="9"`, "ip_vs")
+		})
+	})
+	t.Run("ipip", func(t *testing.T) {
+		// In a namespace of its own, which ends with the command.
+		try := exec.CommandContext(within(t), "unshare", "-n", "ip", "link", "add", "try", "type", "ipip", "local", "192.0.2.1")
+		if out, err := try.CombinedOutput(); err == nil {
+			t.Skip("this kernel has ipip")
+		} else if !strings.Contains(string(out), "nknown device type") && !strings.Contains(string(out), "not supported") {
+			t.Fatalf("%v: %v: %s", try.Args, err, out)
+		}
+		network(t, "web")
+		network(t, "asked", "-o", "sluice.mode=tun")
+		t.Run("network", func(t *testing.T) { taskError(t, "asked", `sluice.mode="tun"`, "IPIP", "dr, nat") })
+		t.Run("service", func(t *testing.T) {
+			taskError(t, withOptions("web", "sluice.mode=tun"), `sluice.mode="tun"`, "IPIP", "dr, nat")
+		})
+	})
 }
 
 func TestOverlappingPoolIsNotAllocated(t *testing.T) {
