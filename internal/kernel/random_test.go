@@ -70,11 +70,14 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 	}
 	for _, vip := range some(t, "10.0.2") {
 		n := rapid.IntRange(0, 3).Draw(t, "slots")
-		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n}
+		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n, Named: rapid.Bool().Draw(t, "named"), OnePacket: rapid.Bool().Draw(t, "one packet")}
+		for _, p := range somePorts(t) {
+			s[kernel.Port{NS: ns, VIP: vip, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
+		}
 		for i := range n {
 			m := mac(t)
 			s[kernel.Slot{NS: ns, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: m}
-			s[kernel.Alive{NS: ns, VIP: vip, MAC: m}] = kernel.AliveSpec{}
+			s[kernel.Alive{NS: ns, VIP: vip, MAC: m}] = kernel.AliveSpec{Drains: rapid.Bool().Draw(t, "drains")}
 			s[kernel.Other{NS: ns, VIP: vip, Client: addrs("10.0.0").Draw(t, "client")}] = kernel.OtherSpec{MAC: m}
 		}
 	}
@@ -97,6 +100,11 @@ func ipvs(t *rapid.T, s kernel.State, ns string) {
 func task(t *rapid.T, s kernel.State, sandbox string) {
 	s[kernel.TaskTable{Sandbox: sandbox}] = kernel.TaskTableSpec{}
 	for _, vip := range some(t, "10.0.2") {
+		for _, p := range somePorts(t) {
+			s[kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: p.Proto, Port: p.From}] = kernel.TaskPortSpec{
+				Addr: addrs("10.0.0").Draw(t, "own"), To: p.To, Loop: rapid.Bool().Draw(t, "loop"),
+			}
+		}
 		s[kernel.TaskVIP{Sandbox: sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: addrs("10.0.0").Draw(t, "own"), Loop: rapid.Bool().Draw(t, "loop")}
 	}
 }
@@ -107,6 +115,17 @@ func addrs(net string) *rapid.Generator[netip.Addr] {
 
 func some(t *rapid.T, net string) []netip.Addr {
 	return rapid.SliceOfNDistinct(addrs(net), 0, 4, rapid.ID).Draw(t, net)
+}
+
+// somePorts draws ports of a VIP; those that a draw repeats are one.
+func somePorts(t *rapid.T) []model.PortMap {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) model.PortMap {
+		return model.PortMap{
+			Proto: rapid.SampledFrom([]model.Proto{model.TCP, model.UDP, model.SCTP}).Draw(t, "proto"),
+			From:  rapid.SampledFrom([]uint16{53, 80}).Draw(t, "from"),
+			To:    rapid.SampledFrom([]uint16{53, 8080}).Draw(t, "to"),
+		}
+	}), 0, 3).Draw(t, "ports")
 }
 
 func mac(t *rapid.T) model.MAC { return model.MACFor(addrs("10.0.0").Draw(t, "mac")) }

@@ -263,7 +263,11 @@ type RealSpec struct{ IP netip.Addr }
 type SlotSpec struct{ MAC model.MAC }
 
 // AliveSpec is the value of Alive.
-type AliveSpec struct{}
+type AliveSpec struct {
+	// Drains says that the backend gets nothing new: it leaves, or its weight is 0.
+	// Clients that a VIP keeps (VIPSpec.Persist) get another.
+	Drains bool
+}
 
 // OtherSpec is the value of Other.
 type OtherSpec struct{ MAC model.MAC }
@@ -460,9 +464,14 @@ func (v TaskPortSpec) String() string {
 }
 func (TaskTunnelSpec) String() string { return "" }
 func (v SlotSpec) String() string     { return "-> " + v.MAC.String() }
-func (AliveSpec) String() string      { return "" }
-func (v OtherSpec) String() string    { return "-> " + v.MAC.String() }
-func (TaskTableSpec) String() string  { return "" }
+func (v AliveSpec) String() string {
+	if v.Drains {
+		return "drains"
+	}
+	return ""
+}
+func (v OtherSpec) String() string   { return "-> " + v.MAC.String() }
+func (TaskTableSpec) String() string { return "" }
 func (v TaskVIPSpec) String() string {
 	if v.Loop {
 		return "to " + v.Addr.String() + " loop"

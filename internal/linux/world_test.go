@@ -99,6 +99,10 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "nft delete table ip sluice")
 	case kernel.IPVSTimeouts, kernel.IPVSService, kernel.IPVSDest:
 		w.spoilIPVS(t, ns, key, how)
+	case kernel.Port:
+		run(t, ns, "nft delete element bridge sluice ports { %s . %s . %d }", k.VIP, k.Proto, k.Port)
+	case kernel.TaskPort:
+		run(t, w.task(t), "nft delete element ip sluice in-ports { %s . %s . %d }", k.VIP, k.Proto, k.Port)
 	case kernel.TaskTable:
 		run(t, w.task(t), "nft delete table ip sluice")
 	default:

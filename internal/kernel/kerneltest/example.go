@@ -77,11 +77,13 @@ func addRemote(s kernel.State, ip string, vtep netip.Addr) {
 }
 
 // addTables adds the objects of nftables: a VIP in netA, with the task whose
-// namespace is at path as one of two backends; that task has another VIP besides.
+// namespace is at path as one of two backends, on a port only; that task has
+// another VIP besides.
 func addTables(s kernel.State, path string) {
 	s[kernel.BridgeTable{NS: netA}] = kernel.BridgeTableSpec{Router: router, Uplink: vxlan}
 	s[kernel.Member{NS: netA, IP: member}] = kernel.MemberSpec{MAC: model.MACFor(member)}
-	s[kernel.VIP{NS: netA, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: 2}
+	s[kernel.VIP{NS: netA, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: 2, Named: true}
+	s[kernel.Port{NS: netA, VIP: vip, Proto: model.TCP, Port: 80}] = kernel.PortSpec{To: 8080}
 	for i, ip := range []netip.Addr{member, remote} {
 		s[kernel.Slot{NS: netA, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: model.MACFor(ip)}
 		s[kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(ip)}] = kernel.AliveSpec{}
@@ -89,6 +91,7 @@ func addTables(s kernel.State, path string) {
 	s[kernel.Other{NS: netA, VIP: vip, Client: member}] = kernel.OtherSpec{MAC: model.MACFor(remote)}
 	s[kernel.TaskTable{Sandbox: path}] = kernel.TaskTableSpec{}
 	s[kernel.TaskVIP{Sandbox: path, VIP: vip}] = kernel.TaskVIPSpec{Addr: member}
+	s[kernel.TaskPort{Sandbox: path, VIP: vip, Proto: model.TCP, Port: 80}] = kernel.TaskPortSpec{Addr: member, To: 8080}
 	s[kernel.TaskVIP{Sandbox: path, VIP: secondVIP}] = kernel.TaskVIPSpec{Addr: secondMember}
 }
 
@@ -156,12 +159,21 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 	if sandbox != "" {
 		cases = append(cases,
 			put(kernel.BridgeTable{NS: netA}, kernel.BridgeTableSpec{Router: other, Uplink: vxlan}),
+			put(kernel.BridgeTable{NS: netA}, kernel.BridgeTableSpec{Router: router, Uplink: vxlan, Open: 20000}),
 			put(kernel.Member{NS: netA, IP: member}, kernel.MemberSpec{MAC: other}),
 			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "sh", Slots: 2}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "rr", Slots: 2}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "rr", Slots: 2, Named: true, Persist: 300, PersistBits: 24}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "wrr", Slots: 2, Named: true, OnePacket: true}),
+			put(kernel.Port{NS: netA, VIP: vip, Proto: model.TCP, Port: 80}, kernel.PortSpec{To: 80}),
+			put(kernel.Port{NS: netA, VIP: vip, Proto: model.SCTP, Port: 80}, kernel.PortSpec{To: 8080}),
 			put(kernel.Slot{NS: netA, VIP: vip, Slot: 1}, kernel.SlotSpec{MAC: other}),
 			put(kernel.Alive{NS: netA, VIP: vip, MAC: other}, kernel.AliveSpec{}),
+			put(kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(remote)}, kernel.AliveSpec{Drains: true}),
 			put(kernel.Other{NS: netA, VIP: vip, Client: member}, kernel.OtherSpec{MAC: other}),
 			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
+			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 80, Loop: true}),
+			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.UDP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 8080}),
 		)
 	}
 	if ipvs {
@@ -213,7 +225,9 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 	if sandbox != "" {
 		cases = append(cases,
 			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
+			driftCase{kernel.Port{NS: netA, VIP: vip, Proto: model.TCP, Port: 80}, Deleted},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
+			driftCase{kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, Deleted},
 		)
 	}
 	if ipvs {

@@ -21,7 +21,10 @@ type change struct {
 	create *ruleset // make the fixed part anew
 
 	elems map[string]map[string]elem // by set and key
-	picks map[string]*rule           // chains of single VIPs: the rule, or nil to delete it
+	picks map[string][]rule          // chains of single VIPs: their rules, or nil to delete it
+
+	// counted are the chains among picks that have a number which outlives the change.
+	counted map[string]bool
 
 	// alone lists, by set, beginnings of keys of which there is to be one only.
 	alone map[string][]string
@@ -36,7 +39,7 @@ type change struct {
 type elem struct{ have, want *string }
 
 func newChange() change {
-	return change{elems: map[string]map[string]elem{}, picks: map[string]*rule{}, alone: map[string][]string{}, sure: true}
+	return change{elems: map[string]map[string]elem{}, picks: map[string][]rule{}, counted: map[string]bool{}, alone: map[string][]string{}, sure: true}
 }
 
 // put says that an element shall have this data, and what it has so far.
@@ -106,6 +109,9 @@ func commit(nsFD int, rs ruleset, configured []string, c change) error {
 			return missing
 		}
 		return removeTable(nsFD, rs)
+	}
+	if err := c.carry(nsFD, rs); err != nil {
+		return err
 	}
 	if c.sure && c.create == nil {
 		err := send(nsFD, rs, c, nil)
@@ -223,10 +229,13 @@ func send(nsFD int, rs ruleset, c change, f *found) error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.picks)) {
-		if r := c.picks[name]; r != nil {
-			b.addChain(chain{name: name})
-			b.flushChain(name)
-			if err := b.addRule(rs, *r); err != nil {
+		if c.picks[name] == nil {
+			continue
+		}
+		b.addChain(chain{name: name})
+		b.flushChain(name)
+		for _, r := range c.picks[name] {
+			if err := b.addRule(rs, r); err != nil {
 				return err
 			}
 		}

@@ -2,8 +2,8 @@ package nft
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,11 +32,17 @@ const (
 	setMembers = "members" // ip saddr . its own ether address
 	mapOthers  = "others"  // ip saddr . ip daddr -> ether daddr of a backend that is not the client
 
+	setDrains    = "drains"     // ip daddr . ether daddr: alive, and gets nothing new
+	setNamed     = "named"      // ip daddr: VIPs that have only their ports
+	mapPorts     = "ports"      // ip daddr . protocol . port -> port of the backend, for those VIPs
+	setOnePacket = "one-packet" // ip daddr: VIPs that choose for each UDP packet
+
 	mapTCP     = "tcp-flows"   // open connections
 	mapClosing = "tcp-closing" // those that the client has begun to close
 	mapUDP     = "udp-flows"
 	mapRest    = "rest-flows" // all protocols but TCP, UDP and ICMP
 	mapFrags   = "frags"
+	mapPersist = "persist" // ip daddr . client's prefix -> ether daddr, for VIPs that keep their clients
 )
 
 // How long packets' elements live after the client's last packet.
@@ -45,7 +51,7 @@ const (
 	// after 1, 3, 7, 15 and 31 s (RFC 6298 back-off, tcp_syn_retries 6): 60 s
 	// outlives the longest gap of 32 s, and a flood of SYNs soon makes room again.
 	lifeSYN = 60 * time.Second
-	// An open connection. Keepalive, which Linux first sends after 2 h and repeats
+	// An open connection, unless BridgeTableSpec.Open says otherwise. Keepalive, which Linux first sends after 2 h and repeats
 	// nine times at 75 s (tcp_keepalive_time, _probes, _intvl: 2 h 11 min), holds it.
 	lifeOpen = 3 * time.Hour
 	// A connection after the client's FIN: as long as Linux waits for the other
@@ -72,6 +78,9 @@ const (
 	sizeFrags = 1 << 14
 	// Flows of other protocols have no ports: one for each client, VIP and protocol.
 	sizeRest = 1 << 14
+	// Clients that are kept, one for each VIP and prefix: as many as a /16 has
+	// addresses. A client that finds no room is given a backend for each connection.
+	sizePersist = 1 << 16
 )
 
 // The chains of table bridge sluice, but for those that pick, see pickChain. No
@@ -81,6 +90,7 @@ const (
 	chainVIP        = "vip"
 	chainFragment   = "fragment"
 	chainBalance    = "balance"
+	chainNamed      = "named-port"
 	chainTCP        = "tcp-packet"
 	chainTCPNew     = "tcp-new"
 	chainTCPOpen    = "tcp-open"
@@ -91,10 +101,12 @@ const (
 	chainUDPKnown   = "udp-known"
 	chainUDPNew     = "udp-new"
 	chainICMP       = "icmp-packet"
+	chainEcho       = "echo-request"
 	chainRest       = "rest-packet"
 	chainRestKnown  = "rest-known"
 	chainRestNew    = "rest-new"
 	chainChoose     = "choose"
+	chainKnown      = "known-client"
 	chainSelf       = "self"
 	chainRefuse     = "refuse"
 )
@@ -128,12 +140,18 @@ func bridgeSets() []set {
 		{name: setAlive, key: types(ip, mac)},
 		{name: setMembers, key: types(ip, mac)},
 		{name: mapOthers, key: types(ip, ip), data: mac},
+		{name: setDrains, key: types(ip, mac)},
+		{name: setNamed, key: types(ip)},
+		{name: mapPorts, key: types(ip, proto, port), data: port},
+		{name: setOnePacket, key: types(ip)},
 
 		{name: mapTCP, key: flow, data: mac, timeout: lifeOpen, size: sizeFlows},
 		{name: mapClosing, key: flow, data: mac, timeout: lifeClosing, size: sizeFlows},
 		{name: mapUDP, key: flow, data: mac, timeout: lifeUDP, size: sizeFlows},
 		{name: mapRest, key: types(ip, ip, proto), data: mac, timeout: lifeRest, size: sizeRest},
 		{name: mapFrags, key: types(ip, ip, proto, port), data: mac, timeout: lifeFrags, size: sizeFrags},
+		// Each VIP's rules say how long its clients are kept; what stands here is for none.
+		{name: mapPersist, key: types(ip, ip), data: mac, timeout: lifeOpen, size: sizePersist},
 	}
 }
 
@@ -145,15 +163,16 @@ func bridgeRuleset(spec kernel.BridgeTableSpec) ruleset {
 		{name: chainPrerouting, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: bridgePriority},
 	}
 	for _, name := range []string{
-		chainVIP, chainFragment, chainBalance,
+		chainVIP, chainFragment, chainBalance, chainNamed,
 		chainTCP, chainTCPNew, chainTCPOpen, chainTCPLost, chainTCPClose, chainTCPClosing,
-		chainUDP, chainUDPKnown, chainUDPNew, chainICMP, chainRest, chainRestKnown, chainRestNew,
-		chainChoose, chainSelf, chainRefuse,
+		chainUDP, chainUDPKnown, chainUDPNew, chainICMP, chainEcho, chainRest, chainRestKnown, chainRestNew,
+		chainChoose, chainKnown, chainSelf, chainRefuse,
 	} {
 		rs.chains = append(rs.chains, chain{name: name})
 	}
 	rs.rules = append(rs.rules, entryRules(spec)...)
-	rs.rules = append(rs.rules, tcpRules()...)
+	rs.rules = append(rs.rules, namedRules()...)
+	rs.rules = append(rs.rules, tcpRules(openLife(spec))...)
 	rs.rules = append(rs.rules, udpRules()...)
 	rs.rules = append(rs.rules, icmpRules()...)
 	rs.rules = append(rs.rules, restRules()...)
@@ -193,21 +212,14 @@ func isFragment() []expr.Any { return part(ipFragOff(r0), mask(r0, 0x3f, 0xff), 
 func isLaterFragment() []expr.Any {
 	return part(ipFragOff(r0), mask(r0, 0x1f, 0xff), isNot(r0, 0, 0))
 }
-func protocol(p byte) []expr.Any { return part(ipProtocol(r0), is(r0, p)) }
+func ipDaddrIn(set string) []expr.Any { return part(ipDaddr(r0), inSet(r0, set)) }
+func protocol(p byte) []expr.Any      { return part(ipProtocol(r0), is(r0, p)) }
 
 // setPktType sets what the stack makes of the frame: addressed to us or not.
 func setPktType(t byte) []expr.Any {
 	return part(
 		&expr.Immediate{Register: r0, Data: []byte{t}},
 		&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: r0},
-	)
-}
-
-// setMark sets the packet's mark, a number in the machine's order.
-func setMark(n uint32) []expr.Any {
-	return part(
-		&expr.Immediate{Register: r0, Data: binary.NativeEndian.AppendUint32(nil, n)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: r0},
 	)
 }
 
@@ -243,6 +255,7 @@ func entryRules(spec kernel.BridgeTableSpec) []rule {
 		newRule(chainFragment, "id used before", fragKey(), erase(mapFrags)),
 		newRule(chainFragment, "remember", fragKey(), remember(mapFrags, lifeFrags)),
 
+		newRule(chainBalance, "only some ports", ipDaddrIn(setNamed), jump(chainNamed)),
 		newRule(chainBalance, "TCP", protocol(unix.IPPROTO_TCP), goTo(chainTCP)),
 		newRule(chainBalance, "UDP", protocol(unix.IPPROTO_UDP), goTo(chainUDP)),
 		newRule(chainBalance, "ICMP", protocol(unix.IPPROTO_ICMP), goTo(chainICMP)),
@@ -250,7 +263,30 @@ func entryRules(spec kernel.BridgeTableSpec) []rule {
 	}
 }
 
-func tcpRules() []rule {
+// namedRules refuse what is for no port of a VIP that has only its Ports: any
+// other port, and every protocol without, but ICMP. They look at each packet, so a
+// port that goes ends its connections: the next segment is answered with RST.
+func namedRules() []rule {
+	port := part(ipDaddr(r0), ipProtocol(r1), thDport(r2), mapped(r0, r4, mapPorts))
+	return []rule{
+		newRule(chainNamed, "one of them", port, ret()),
+		newRule(chainNamed, "ICMP", protocol(unix.IPPROTO_ICMP), ret()),
+		// The backend of a port that has gone still sends; what the client says to
+		// that ends the connection there too.
+		newRule(chainNamed, "RST: goes on if known", protocol(unix.IPPROTO_TCP), anyFlag(rst), ret()),
+		newRule(chainNamed, "no port of it", goTo(chainRefuse)),
+	}
+}
+
+// openLife is how long an open TCP connection without packets is remembered.
+func openLife(spec kernel.BridgeTableSpec) time.Duration {
+	if spec.Open == 0 {
+		return lifeOpen
+	}
+	return time.Duration(spec.Open) * time.Second
+}
+
+func tcpRules(open time.Duration) []rule {
 	return []rule{
 		newRule(chainTCP, "open", flowKey(), toBackendOf(mapTCP), goTo(chainTCPOpen)),
 		// A port used again gets a new choice although the connection before it is
@@ -265,7 +301,7 @@ func tcpRules() []rule {
 		newRule(chainTCPNew, "full: reset", goTo(chainRefuse)),
 
 		newRule(chainTCPOpen, "backend is gone", isLost(), goTo(chainTCPLost)),
-		newRule(chainTCPOpen, "goes on", flags(fin|syn|rst, 0), flowKey(), remember(mapTCP, lifeOpen), ret()),
+		newRule(chainTCPOpen, "goes on", flags(fin|syn|rst, 0), flowKey(), remember(mapTCP, open), ret()),
 		newRule(chainTCPOpen, "SYN repeated", anyFlag(syn), flowKey(), remember(mapTCP, lifeSYN), ret()),
 		newRule(chainTCPOpen, "FIN or RST", goTo(chainTCPClose)),
 
@@ -295,6 +331,7 @@ func tcpRules() []rule {
 // packet chooses for itself, which a question and its answer survive.
 func udpRules() []rule {
 	return []rule{
+		newRule(chainUDP, "each by itself", ipDaddrIn(setOnePacket), goTo(chainChoose)),
 		newRule(chainUDP, "known", flowKey(), toBackendOf(mapUDP), goTo(chainUDPKnown)),
 		newRule(chainUDP, "new", goTo(chainUDPNew)),
 		newRule(chainUDPKnown, "goes on", isAlive(), flowKey(), remember(mapUDP, lifeUDP), ret()),
@@ -324,45 +361,11 @@ func icmpRules() []rule {
 	quoted := part(ipSaddr(r0), ipDaddr(r1), quotedDport(r2), quotedSport(r3))
 	about := func(p byte) []expr.Any { return part(quotedProtocol(r0), is(r0, p)) }
 	return []rule{
-		newRule(chainICMP, "echo request", part(icmpType(r0), is(r0, 8)), goTo(chainChoose)),
+		newRule(chainICMP, "echo request", part(icmpType(r0), is(r0, 8)), goTo(chainEcho)),
 		newRule(chainICMP, "about open TCP", about(unix.IPPROTO_TCP), quoted, toBackendOf(mapTCP), ret()),
 		newRule(chainICMP, "about closing TCP", about(unix.IPPROTO_TCP), quoted, toBackendOf(mapClosing), ret()),
 		newRule(chainICMP, "about UDP", about(unix.IPPROTO_UDP), quoted, toBackendOf(mapUDP), ret()),
 		newRule(chainICMP, "about nothing known", goTo(chainRefuse)),
-	}
-}
-
-func chooseRules(router model.MAC) []rule {
-	toRouter := part(&expr.Immediate{Register: r0, Data: router[:]}, setEtherDaddr(r0))
-	pick := part(ipDaddr(r0), vmap(r0, mapPick))
-	// The mark is how a VIP's chain hands over the slot. Rules of its own that look
-	// into the map of slots would make the kernel walk all of that map whenever one
-	// of them is made: 10 ms at 4,000 services. A frame that comes out of a veth
-	// pair has no mark, and goes on without.
-	toSlot := part(
-		ipDaddr(r0), &expr.Meta{Key: expr.MetaKeyMARK, Register: r1},
-		mapped(r0, r4, mapSlots), setEtherDaddr(r4),
-	)
-	return []rule{
-		// If a slot were empty, the stack would answer, not the backend before.
-		newRule(chainChoose, "if there is none", toRouter),
-		newRule(chainChoose, "next of this VIP", pick),
-		newRule(chainChoose, "its backend", toSlot),
-		newRule(chainChoose, "unmark", setMark(0)),
-		newRule(chainChoose, "itself", isSelf(), jump(chainSelf)),
-
-		// A member is not given itself. The next slot is another backend, mostly;
-		// with weights it may be the same once more.
-		newRule(chainSelf, "next of this VIP", pick),
-		newRule(chainSelf, "its backend", toSlot),
-		newRule(chainSelf, "unmark", setMark(0)),
-		newRule(chainSelf, "another", isOther(), ret()),
-		newRule(chainSelf, "a known other", part(ipSaddr(r0), ipDaddr(r1)), toBackendOf(mapOthers)),
-		newRule(chainSelf, "there is no other", isSelf(), goTo(chainRefuse)),
-
-		// The namespace has the VIP as an address and nothing listens on it: its stack
-		// answers TCP with RST, UDP with port unreachable.
-		newRule(chainRefuse, "to the stack", toRouter, setPktType(unix.PACKET_HOST), accept()),
 	}
 }
 
@@ -381,72 +384,17 @@ func parseEntryText(s string) (kernel.BridgeTableSpec, bool) {
 		return kernel.BridgeTableSpec{}, false
 	}
 	spec := kernel.BridgeTableSpec{Router: mac}
-	if len(f) == 7 && f[5] == "uplink" {
-		spec.Uplink = f[6]
+	for f = f[5:]; len(f) >= 2; f = f[2:] {
+		switch f[0] {
+		case "uplink":
+			spec.Uplink = f[1]
+		case "open":
+			if spec.Open, err = strconv.Atoi(f[1]); err != nil {
+				return kernel.BridgeTableSpec{}, false
+			}
+		}
 	}
 	return spec, entryText(spec) == s
-}
-
-// pickPrefix begins the names of the chains that pick.
-const pickPrefix = "vip-"
-
-// pickChain is the name of the chain that picks a backend of one VIP. Each has
-// its own because the counter of a round robin lives in the rule.
-func pickChain(vip netip.Addr) string { return pickPrefix + vip.String() }
-
-// pickedVIP is the reverse of pickChain.
-func pickedVIP(chain string) (netip.Addr, bool) {
-	s, ok := strings.CutPrefix(chain, pickPrefix)
-	if !ok {
-		return netip.Addr{}, false
-	}
-	a, err := netip.ParseAddr(s)
-	return a, err == nil && a.Is4()
-}
-
-// The schedulers, as in kernel.VIPSpec.
-const (
-	schedulerRR  = "rr"
-	schedulerWRR = "wrr" // the plan gives a weight as so many slots
-	schedulerSH  = "sh"
-)
-
-// pickRule is the one rule of a VIP's chain: mark the frame with the number of
-// the next slot, and return.
-func pickRule(vip netip.Addr, spec kernel.VIPSpec) (rule, error) {
-	name, text, slots := pickChain(vip), spec.String(), uint32(spec.Slots)
-	if spec.Slots < 0 {
-		return rule{}, fmt.Errorf("vip %s: %d slots; want 0 or more", vip, spec.Slots)
-	}
-	var slot []expr.Any
-	switch spec.Scheduler {
-	case schedulerRR, schedulerWRR:
-		slot = part(&expr.Numgen{Register: r0, Modulus: slots, Type: unix.NFT_NG_INCREMENTAL})
-	case schedulerSH:
-		// The seed is the same everywhere and always, so that a client's slot changes
-		// only if their number does.
-		slot = part(ipSaddr(r1), &expr.Hash{
-			SourceRegister: r1, DestRegister: r0, Length: 4, Modulus: slots, Seed: hashSeed, Type: expr.HashTypeJenkins,
-		})
-	default:
-		return rule{}, fmt.Errorf("vip %s: scheduler %q; want rr, wrr or sh: %w", vip, spec.Scheduler, kernel.ErrUnsupported)
-	}
-	if slots == 0 {
-		return newRule(name, text, goTo(chainRefuse)), nil
-	}
-	return newRule(name, text, slot, part(&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: r0})), nil
-}
-
-// hashSeed is any number but 0, for which the kernel takes a random one.
-const hashSeed = 1
-
-// parsePickText is the reverse of a pick rule's text, kernel.VIPSpec.String.
-func parsePickText(s string) (kernel.VIPSpec, bool) {
-	var spec kernel.VIPSpec
-	if _, err := fmt.Sscanf(s, "%s slots %d", &spec.Scheduler, &spec.Slots); err != nil {
-		return kernel.VIPSpec{}, false
-	}
-	return spec, spec.String() == s
 }
 
 // Keys and data of elements as the kernel holds them: fields in network order,
@@ -458,7 +406,11 @@ func ipKey(a netip.Addr) string {
 }
 func macKey(m model.MAC) string  { return string(m[:]) + "\x00\x00" }
 func macData(m model.MAC) string { return string(m[:]) }
-func slotKey(n int) string       { return string(binary.NativeEndian.AppendUint32(nil, uint32(n))) }
+func portKey(proto model.Proto, port uint16) string {
+	return string([]byte{proto.Number(), 0, 0, 0}) + portData(port) + "\x00\x00"
+}
+func portData(port uint16) string { return string(binary.BigEndian.AppendUint16(nil, port)) }
+func slotKey(n int) string        { return string(binary.NativeEndian.AppendUint32(nil, uint32(n))) }
 
 // The reverse; offset counts octets. ok is false if the key is too short.
 func keyIP(key string, offset int) (a netip.Addr, ok bool) {
@@ -473,6 +425,26 @@ func keyMAC(key string, offset int) (m model.MAC, ok bool) {
 	}
 	copy(m[:], key[offset:])
 	return m, true
+}
+func keyPort(key string, offset int) (port uint16, ok bool) {
+	if len(key) < offset+2 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint16([]byte(key[offset:])), true
+}
+
+// keyProtoPort reads what portKey wrote. ok is false also if the protocol has no ports.
+func keyProtoPort(key string, offset int) (proto model.Proto, port uint16, ok bool) {
+	if len(key) < offset+8 {
+		return "", 0, false
+	}
+	for _, p := range []model.Proto{model.TCP, model.UDP, model.SCTP} {
+		if p.Number() == key[offset] {
+			port, ok = keyPort(key, offset+4)
+			return p, port, ok
+		}
+	}
+	return "", 0, false
 }
 func keySlot(key string, offset int) (n int, ok bool) {
 	if len(key) < offset+4 {

@@ -19,16 +19,18 @@
 //
 //	prerouting  IPv4, to a VIP, not from the uplink
 //	 └▶ vip     ─▶ fragment   later ones follow the first by their id (frags)
-//	     └▶ balance
+//	     └▶ balance   ─▶ named-port  a VIP with named ports: one of them? go on : refuse
 //	         ├▶ tcp-packet    in tcp-flows ──▶ tcp-open     alive? go on : tcp-lost
 //	         │                SYN          ──▶ tcp-new      choose, remember
 //	         │                in tcp-closing ▶ tcp-closing  alive? go on : refuse
 //	         │                else         ──▶ refuse
-//	         ├▶ udp-packet    in udp-flows ──▶ udp-known    alive? go on : udp-new
+//	         ├▶ udp-packet    one-packet   ──▶ choose
+//	         │                in udp-flows ──▶ udp-known    alive? go on : udp-new
 //	         │                else         ──▶ udp-new      choose, remember
-//	         ├▶ icmp-packet   echo: choose; error: to the backend that it is about
+//	         ├▶ icmp-packet   echo: next slot; error: to the backend that it is about
 //	         └▶ rest-packet   as UDP, by client, VIP and protocol
-//	choose      ─▶ vip-10.255.0.100   one chain for each VIP: the number of the next slot
+//	choose      ─▶ vip-10.255.0.100   one chain for each VIP: the number of the next slot,
+//	            │                     or the backend of a known client (persist)
 //	            slots: VIP . number ─▶ MAC
 //	            ─▶ self  the client picked itself: the next, or a known other
 //	refuse      to the bridge's own MAC; the namespace's stack has the VIP as an
@@ -45,6 +47,25 @@
 // would not find its backend, and closing ones may be; every UDP datagram chooses
 // for itself, which a question and its answer survive.
 //
+// # Ports, persistence, one packet, counts
+//
+// A VIP with named ports serves only those; the stack refuses the rest, and what was
+// open to a port that has gone, at the client's next packet. A task translates a
+// port of the VIP to its own before it translates the VIP.
+//
+// A VIP that keeps its clients remembers the backend of each, or of each prefix of
+// addresses, over all ports and protocols. The time begins anew with each
+// connection. LVS besides keeps a client as long as a connection of it is open; here
+// one that has been open for longer than that time does not count, and the client's
+// next may go to another backend. A backend that takes nothing new
+// (AliveSpec.Drains) loses its clients at once. A member whose prefix is kept by
+// the member itself gets its known other.
+//
+// With one-packet, each UDP datagram chooses and nothing is remembered.
+//
+// The chain of a VIP counts the connections that began, one-packet's datagrams each;
+// see Traffic. A change of the VIP reads the number and hands it to the new rule.
+//
 // # Beside IPVS
 //
 // Where the kernel's ip_vs balances, a network's namespace has table ip sluice
@@ -58,7 +79,7 @@
 // period later (4 to 16 ms at 250 Hz); packets do not wait for that. At 1,000
 // services of 10 backends, all from nothing takes 70 ms, and one backend more or
 // less takes effect after 0.6 ms. A chain for each VIP, which an exact round
-// robin needs, is affordable because these chains look nothing up, see pickRule.
+// robin needs, is affordable because these chains look nothing up, see pickRules.
 //
 // Every rule carries a comment with its purpose and a fingerprint of its
 // expressions. Dump compares them, and reads the elements, so whatever somebody
@@ -67,8 +88,8 @@
 // # Limits
 //
 //   - Be aware: IPv4 only, and no VLAN tags.
-//   - A connection that is silent for three hours is forgotten, and reset when it
-//     speaks again. TCP keepalive with Linux's defaults, 2 h, prevents that. Of a
+//   - A connection that is silent for three hours, or what BridgeTableSpec.Open
+//     says, is forgotten, and reset when it speaks again. TCP keepalive with Linux's defaults, 2 h, prevents that. Of a
 //     half-closed one, the same is true after 60 s.
 //   - The first two datagrams of a UDP flow, if two CPUs handle them at the same
 //     moment, may go to two backends; all others follow the first.
@@ -76,6 +97,7 @@
 //     and the datagram is lost. Linux sends the first one first.
 //   - ICMP errors find their backend if the packet that they quote has no IP
 //     options; without a flow they end in the namespace's stack.
+//   - ICMP errors about datagrams of one-packet VIPs end in the namespace's stack.
 //   - One chain and counter serve all ports of a VIP, and each node counts for its
 //     own clients.
 //   - In a task, conntrack gives a connection to the VIP that has the same client

@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,13 +19,19 @@ func TestTextsReadBack(t *testing.T) {
 	for _, spec := range []kernel.BridgeTableSpec{
 		{Router: model.MAC{2, 0x42, 10, 255, 0, 1}, Uplink: "vxlan0"},
 		{Router: model.MAC{2, 0x42, 10, 255, 0, 1}},
+		{Router: model.MAC{2, 0x42, 10, 255, 0, 1}, Uplink: "vxlan0", Open: 20000},
+		{Open: 1},
 		{},
 	} {
 		if got, ok := parseEntryText(entryText(spec)); !ok || got != spec {
 			t.Errorf("%q reads back as %v, %v", entryText(spec), got, ok)
 		}
 	}
-	for _, spec := range []kernel.VIPSpec{{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1}} {
+	for _, spec := range []kernel.VIPSpec{
+		{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1},
+		{Scheduler: "rr", Slots: 1, Named: true}, {Scheduler: "rr", Slots: 1, NAT: true}, {Scheduler: "rr", Slots: 1, OnePacket: true},
+		{Scheduler: "rr", Slots: 2, Persist: 300, PersistBits: 24}, longest,
+	} {
 		if got, ok := parsePickText(spec.String()); !ok || got != spec {
 			t.Errorf("%q reads back as %v, %v", spec, got, ok)
 		}
@@ -40,10 +47,17 @@ func TestTextsReadBack(t *testing.T) {
 	}
 }
 
+// longest is the spec with the longest text.
+var longest = kernel.VIPSpec{Scheduler: "wrr", Slots: 16381, Named: true, NAT: true, OnePacket: true, Persist: 31536000, PersistBits: 32}
+
 // nft aborts on longer comments, and libnftnl has room for no more.
 func TestCommentsAreShort(t *testing.T) {
-	rs := bridgeRuleset(kernel.BridgeTableSpec{Router: model.MAC{0xff}, Uplink: strings.Repeat("x", 15)})
-	for _, r := range append(rs.rules, taskRuleset().rules...) {
+	rs := bridgeRuleset(kernel.BridgeTableSpec{Router: model.MAC{0xff}, Uplink: strings.Repeat("x", 15), Open: 31536000})
+	picks, err := pickRules(netip.MustParseAddr("255.255.255.255"), longest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range slices.Concat(rs.rules, taskRuleset().rules, picks) {
 		c, err := r.comment(rs.family)
 		if err != nil {
 			t.Fatal(err)
@@ -103,7 +117,7 @@ func FuzzDecode(f *testing.F) {
 			exists: true,
 			rules:  map[string][]string{chainPrerouting: {comment}, pickPrefix + "10.0.0.1": {comment}},
 			chains: map[string]chain{pickPrefix + "10.0.0.1": {name: pickPrefix + "10.0.0.1"}},
-			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m},
+			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m, setDrains: m, setNamed: m, mapPorts: m, setOnePacket: m},
 		}, "sluice-fuzz")
 		if err != nil {
 			t.Error(err)

@@ -50,6 +50,18 @@ func (c *change) elem(op kernel.Op, set, key, have, want string) {
 	c.put(set, key, h, w)
 }
 
+// flag adds what an operation means for an element of a set that is there only if
+// its object's value says so.
+func (c *change) flag(op kernel.Op, set, key string, have, want bool) {
+	is := func(v kernel.Value, set bool) *string {
+		if v == nil || !set {
+			return nil
+		}
+		return new("")
+	}
+	c.put(set, key, is(op.Have, have), is(op.Want, want))
+}
+
 // bridgeOp adds an operation on an object in table bridge sluice.
 func (c *change) bridgeOp(op kernel.Op) error {
 	switch k := op.Key.(type) {
@@ -71,10 +83,28 @@ func (c *change) bridgeOp(op kernel.Op) error {
 		}
 		c.elem(op, mapSlots, ipKey(k.VIP)+slotKey(k.Slot), macData(have.MAC), macData(want.MAC))
 	case kernel.Alive:
+		have, want, err := cast[kernel.AliveSpec](op)
+		if err != nil {
+			return err
+		}
 		if err := want4(k, k.VIP); err != nil {
 			return err
 		}
-		c.elem(op, setAlive, ipKey(k.VIP)+macKey(k.MAC), "", "")
+		key := ipKey(k.VIP) + macKey(k.MAC)
+		c.elem(op, setAlive, key, "", "")
+		c.flag(op, setDrains, key, have.Drains, want.Drains)
+	case kernel.Port:
+		have, want, err := cast[kernel.PortSpec](op)
+		if err != nil {
+			return err
+		}
+		if err := want4(k, k.VIP); err != nil {
+			return err
+		}
+		if k.Proto.Number() == 0 {
+			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		}
+		c.elem(op, mapPorts, ipKey(k.VIP)+portKey(k.Proto, k.Port), portData(have.To), portData(want.To))
 	case kernel.Member:
 		have, want, err := cast[kernel.MemberSpec](op)
 		if err != nil {
@@ -112,64 +142,28 @@ func (c *change) bridgeOp(op kernel.Op) error {
 	return nil
 }
 
-// vipOp adds an operation on a VIP. Its elements are the same whatever its spec
-// is: only creating and deleting it touches them.
+// vipOp adds an operation on a VIP. Few of its elements depend on its spec: mostly,
+// only creating and deleting it touches them.
 func (c *change) vipOp(k kernel.VIP, op kernel.Op) error {
 	have, want, err := cast[kernel.VIPSpec](op)
 	if err != nil {
 		return err
 	}
 	name, key := pickChain(k.IP), ipKey(k.IP)
-	c.elem(op, setVIPs, key, "", "")
+	haveIn := vipSets(have)
+	for set, in := range vipSets(want) {
+		c.flag(op, set, key, haveIn[set], in)
+	}
 	c.elem(op, mapPick, key, jumpTo(name), jumpTo(name))
 	c.sure = c.sure && (op.Have == nil || have != kernel.VIPSpec{})
 	if op.Want == nil {
 		c.picks[name] = nil
+		delete(c.counted, name)
 		return nil
 	}
-	r, err := pickRule(k.IP, want)
-	if err != nil {
-		return err
+	if op.Have != nil {
+		c.counted[name] = true
 	}
-	c.picks[name] = &r
-	return nil
-}
-
-// taskOp adds an operation on an object in table ip sluice.
-func (c *change) taskOp(op kernel.Op) error {
-	k, ok := op.Key.(kernel.TaskVIP)
-	if !ok {
-		return fmt.Errorf("%s is not of table ip %s", op.Key, tableName)
-	}
-	have, want, err := cast[kernel.TaskVIPSpec](op)
-	if err != nil {
-		return err
-	}
-	if err := want4(k, k.VIP); err != nil {
-		return err
-	}
-	data := func(v kernel.Value, s kernel.TaskVIPSpec) (in, loop *string, err error) {
-		if v == nil {
-			return nil, nil, nil
-		}
-		if err := want4(k, s.Addr); err != nil {
-			return nil, nil, err
-		}
-		in = new(ipKey(s.Addr))
-		if s.Loop {
-			loop = in
-		}
-		return in, loop, nil
-	}
-	inWant, loopWant, err := data(op.Want, want)
-	if err != nil {
-		return err
-	}
-	inHave, loopHave, err := data(op.Have, have)
-	if err != nil {
-		c.sure = false // it is there in pieces
-	}
-	c.put(mapIn, ipKey(k.VIP), inHave, inWant)
-	c.put(mapLoop, ipKey(k.VIP), loopHave, loopWant)
-	return nil
+	c.picks[name], err = pickRules(k.IP, want)
+	return err
 }

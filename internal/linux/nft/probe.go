@@ -92,10 +92,12 @@ func features() []feature {
 	whole := bridgeRuleset(spec)
 	whole.table = probeTable
 	vip := netip.AddrFrom4([4]byte{192, 0, 2, 1}) // TEST-NET-1
-	for _, s := range []string{schedulerRR, schedulerSH} {
-		// Of the two schedulers and one slot there is nothing to refuse.
-		if r, err := pickRule(vip, kernel.VIPSpec{Scheduler: s, Slots: 1}); err == nil {
-			whole.rules = append(whole.rules, r)
+	for _, s := range []kernel.VIPSpec{
+		{Scheduler: schedulerRR, Slots: 1}, {Scheduler: schedulerSH, Slots: 1}, {Scheduler: schedulerRR, Slots: 1, Persist: 1, PersistBits: 24},
+	} {
+		// There is nothing in these to refuse.
+		if rules, err := pickRules(vip, s); err == nil {
+			whole.rules = append(whole.rules, rules...)
 		}
 	}
 	whole.chains = append(whole.chains, chain{name: pickChain(vip)})
@@ -112,7 +114,8 @@ func features() []feature {
 		{"maps with timeouts", "Linux 4.1", bridge([]set{flows}, part(ipSaddr(r0), etherDaddr(r1), mapped(r0, r4, "m")))},
 		{"maps that packets add to", "Linux 4.1", bridge([]set{flows}, part(ipSaddr(r0), etherDaddr(r1), etherDaddr(r4), update("m", r0, r4, lifeUDP)))},
 		{"maps that packets delete from", "Linux 5.4", bridge([]set{flows}, part(ipSaddr(r0), etherDaddr(r1), etherDaddr(r4), forget("m", r0, r4)))},
+		{"counters", "Linux 3.13", bridge(nil, part(&expr.Counter{}))},
 		{"the balancer as a whole", "CONFIG_NF_TABLES_BRIDGE", whole},
-		{"dnat to a map", "CONFIG_NFT_NAT", task},
+		{"dnat to maps", "CONFIG_NFT_NAT", task},
 	}
 }

@@ -61,6 +61,9 @@ func newRule(chain, text string, parts ...[]expr.Any) rule {
 func (r rule) comment(family nftables.TableFamily) (string, error) {
 	h := fnv.New32a()
 	for _, e := range r.exprs {
+		if _, ok := e.(*expr.Counter); ok {
+			e = &expr.Counter{} // what it has counted is not what the rule does
+		}
 		b, err := expr.Marshal(byte(family), e)
 		if err != nil {
 			return "", fmt.Errorf("rule %q of chain %s: %w", r.text, r.chain, err)

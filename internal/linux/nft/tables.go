@@ -18,7 +18,7 @@ type Tables struct{}
 
 // configured are the sets whose elements Apply writes; the rest belongs to packets.
 func configured() []string {
-	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers}
+	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers, setDrains, setNamed, mapPorts, setOnePacket}
 }
 
 // DumpBridge returns what the tables of a network's namespace hold, bridge sluice
@@ -79,7 +79,16 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 		vip, ok1 := keyIP(key, 0)
 		mac, ok2 := keyMAC(key, 4)
 		if ok1 && ok2 {
-			st[kernel.Alive{NS: ns, VIP: vip, MAC: mac}] = kernel.AliveSpec{}
+			_, drains := f.elems[setDrains][key]
+			st[kernel.Alive{NS: ns, VIP: vip, MAC: mac}] = kernel.AliveSpec{Drains: drains}
+		}
+	}
+	for key, data := range f.elems[mapPorts] {
+		vip, ok1 := keyIP(key, 0)
+		proto, port, ok2 := keyProtoPort(key, 4)
+		to, ok3 := keyPort(data, 0)
+		if ok1 && ok2 && ok3 {
+			st[kernel.Port{NS: ns, VIP: vip, Proto: proto, Port: port}] = kernel.PortSpec{To: to}
 		}
 	}
 	for key := range f.elems[setMembers] {
@@ -105,11 +114,12 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 	return st, nil
 }
 
-// vipStates adds the VIPs. Three things make one: an element in the set, an
-// element in the verdict map, and the chain that this points to with its rule.
+// vipStates adds the VIPs. Three things make one: elements in the sets that its
+// spec puts it in, an element in the verdict map, and the chain that this points to
+// with its rules.
 func vipStates(f found, ns string, st kernel.State) error {
 	seen := map[netip.Addr]bool{}
-	for _, s := range []string{setVIPs, mapPick} {
+	for _, s := range []string{setVIPs, setNamed, setOnePacket, mapPick} {
 		for key := range f.elems[s] {
 			if vip, ok := keyIP(key, 0); ok {
 				seen[vip] = true
@@ -134,25 +144,30 @@ func vipStates(f found, ns string, st kernel.State) error {
 // vipState returns the spec of a VIP, or the zero spec if it is in pieces.
 func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 	name := pickChain(vip)
-	_, in := f.elems[setVIPs][ipKey(vip)]
-	if !in || f.elems[mapPick][ipKey(vip)] != jumpTo(name) || f.chains[name] != (chain{name: name}) || len(f.rules[name]) != 1 {
+	if f.elems[mapPick][ipKey(vip)] != jumpTo(name) || f.chains[name] != (chain{name: name}) || len(f.rules[name]) == 0 {
 		return kernel.VIPSpec{}, nil
 	}
-	comment := f.rules[name][0]
-	spec, ok := parsePickText(uncomment(comment))
+	spec, ok := parsePickText(uncomment(f.rules[name][0]))
 	if !ok {
 		return kernel.VIPSpec{}, nil
 	}
-	r, err := pickRule(vip, spec)
-	if err != nil {
-		return kernel.VIPSpec{}, nil // a text that we would not write
+	for set, want := range vipSets(spec) {
+		if _, in := f.elems[set][ipKey(vip)]; in != want {
+			return kernel.VIPSpec{}, nil
+		}
 	}
-	want, err := r.comment(bridgeFamily)
-	if err != nil {
-		return kernel.VIPSpec{}, err
+	rules, err := pickRules(vip, spec)
+	if err != nil || len(rules) != len(f.rules[name]) {
+		return kernel.VIPSpec{}, nil // a text that we would not write, or what it does not say
 	}
-	if comment != want {
-		return kernel.VIPSpec{}, nil
+	for i, r := range rules {
+		want, err := r.comment(bridgeFamily)
+		if err != nil {
+			return kernel.VIPSpec{}, err
+		}
+		if f.rules[name][i] != want {
+			return kernel.VIPSpec{}, nil
+		}
 	}
 	return spec, nil
 }
@@ -206,6 +221,9 @@ func applyBridge(nsFD int, ns string, ops []kernel.Op) error {
 			}
 			if len(spec.Uplink) >= unix.IFNAMSIZ || strings.ContainsAny(spec.Uplink, " \t\n") {
 				return fmt.Errorf("%s: uplink %q is no device's name", t, spec.Uplink)
+			}
+			if spec.Open < 0 {
+				return fmt.Errorf("%s: open connections are remembered for %d seconds; want 0 or more", t, spec.Open)
 			}
 			rs = bridgeRuleset(spec)
 			c.create = &rs

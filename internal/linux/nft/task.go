@@ -15,6 +15,9 @@ import (
 const (
 	mapIn   = "in"   // VIP -> the task's own address, for what arrives
 	mapLoop = "loop" // the same, for what the task itself sends to a VIP that only it serves
+
+	mapInPorts   = "in-ports"   // VIP . protocol . port -> the task's own address . port
+	mapLoopPorts = "loop-ports" // the same, for what the task itself sends
 )
 
 // The chains of table ip sluice are named after their hooks.
@@ -34,6 +37,15 @@ const taskPriority = -110
 // output hook moves the connection to lo.
 func taskRuleset() ruleset {
 	types := []nftables.SetDatatype{nftables.TypeIPAddr}
+	portTypes := []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService}
+	place := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService) // fails on none of the two
+	// A packet without ports is of a protocol that no element has.
+	toPort := func(name string) []expr.Any {
+		return part(
+			ipDaddr(r0), ipProtocol(r1), thDport(r2), mapped(r0, r0, name),
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0, RegProtoMin: r1, Specified: true},
+		)
+	}
 	to := func(name string) []expr.Any {
 		return part(
 			ipDaddr(r0), mapped(r0, r0, name),
@@ -45,17 +57,24 @@ func taskRuleset() ruleset {
 		sets: []set{
 			{name: mapIn, key: types, data: nftables.TypeIPAddr},
 			{name: mapLoop, key: types, data: nftables.TypeIPAddr},
+			{name: mapInPorts, key: portTypes, data: place},
+			{name: mapLoopPorts, key: portTypes, data: place},
 		},
 		chains: []chain{
 			{name: chainPrerouting, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_PRE_ROUTING, priority: taskPriority},
 			{name: chainOutput, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_LOCAL_OUT, priority: taskPriority},
 		},
 		rules: []rule{
+			newRule(chainPrerouting, "from a port of a VIP to the task's", toPort(mapInPorts)),
 			newRule(chainPrerouting, "from a VIP to the task", to(mapIn)),
+			newRule(chainOutput, "the task to itself, by port", toPort(mapLoopPorts)),
 			newRule(chainOutput, "the task to itself", to(mapLoop)),
 		},
 	}
 }
+
+// taskMaps are the maps that Apply writes: all.
+func taskMaps() []string { return []string{mapIn, mapLoop, mapInPorts, mapLoopPorts} }
 
 // DumpTask returns what table ip sluice in a task's namespace holds: the VIPs of
 // all networks that the task is on, and of those that it was on. nsFD refers to
@@ -67,7 +86,7 @@ func taskRuleset() ruleset {
 // kernel.ErrInterrupted: the rules of the namespace changed all the while.
 func (Tables) DumpTask(nsFD int, sandbox string) (kernel.State, error) {
 	rs := taskRuleset()
-	f, err := read(nsFD, rs.family, rs.table, []string{mapIn, mapLoop})
+	f, err := read(nsFD, rs.family, rs.table, taskMaps())
 	if err != nil {
 		return nil, fmt.Errorf("task %s: %w", sandbox, err)
 	}
@@ -89,6 +108,15 @@ func (Tables) DumpTask(nsFD int, sandbox string) (kernel.State, error) {
 			st[kernel.TaskVIP{Sandbox: sandbox, VIP: vip}] = taskVIPState(f, vip)
 		}
 	}
+	for _, m := range []string{mapInPorts, mapLoopPorts} {
+		for key := range f.elems[m] {
+			vip, ok1 := keyIP(key, 0)
+			proto, port, ok2 := keyProtoPort(key, 4)
+			if ok1 && ok2 {
+				st[kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: proto, Port: port}] = taskPortState(f, key)
+			}
+		}
+	}
 	return st, nil
 }
 
@@ -101,6 +129,18 @@ func taskVIPState(f found, vip netip.Addr) kernel.TaskVIPSpec {
 	}
 	addr, _ := keyIP(in, 0)
 	return kernel.TaskVIPSpec{Addr: addr, Loop: loops}
+}
+
+// taskPortState returns the translation of a port, or the zero value if it is in pieces.
+func taskPortState(f found, key string) kernel.TaskPortSpec {
+	in, ok := f.elems[mapInPorts][key]
+	loop, loops := f.elems[mapLoopPorts][key]
+	if !ok || loops && loop != in {
+		return kernel.TaskPortSpec{}
+	}
+	addr, _ := keyIP(in, 0)
+	to, _ := keyPort(in, 4)
+	return kernel.TaskPortSpec{Addr: addr, To: to, Loop: loops}
 }
 
 // ApplyTask changes table ip sluice in a task's namespace in one transaction; an
@@ -130,8 +170,76 @@ func (Tables) ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error {
 			return fmt.Errorf("task %s: %w", sandbox, err)
 		}
 	}
-	if err := commit(nsFD, rs, []string{mapIn, mapLoop}, c); err != nil {
+	if err := commit(nsFD, rs, taskMaps(), c); err != nil {
 		return fmt.Errorf("task %s: %w", sandbox, err)
 	}
+	return nil
+}
+
+// taskOp adds an operation on an object in table ip sluice.
+func (c *change) taskOp(op kernel.Op) error {
+	switch k := op.Key.(type) {
+	case kernel.TaskVIP:
+		have, want, err := cast[kernel.TaskVIPSpec](op)
+		if err != nil {
+			return err
+		}
+		if err := want4(k, k.VIP); err != nil {
+			return err
+		}
+		data := func(s kernel.TaskVIPSpec) translation { return translation{s.Addr, "", s.Loop} }
+		return c.translate(op, mapIn, mapLoop, ipKey(k.VIP), data(have), data(want))
+	case kernel.TaskPort:
+		have, want, err := cast[kernel.TaskPortSpec](op)
+		if err != nil {
+			return err
+		}
+		if err := want4(k, k.VIP); err != nil {
+			return err
+		}
+		if k.Proto.Number() == 0 {
+			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		}
+		data := func(s kernel.TaskPortSpec) translation {
+			return translation{s.Addr, portData(s.To) + "\x00\x00", s.Loop}
+		}
+		return c.translate(op, mapInPorts, mapLoopPorts, ipKey(k.VIP)+portKey(k.Proto, k.Port), data(have), data(want))
+	}
+	return fmt.Errorf("%s is not of table ip %s", op.Key, tableName)
+}
+
+// translation is where a VIP, or a port of it, leads to in a task.
+type translation struct {
+	addr netip.Addr
+	port string // as data; empty: the same
+	loop bool
+}
+
+// translate adds an operation on a translation: an element in the map of what
+// arrives, and, if it loops, the same in that of what the task sends.
+func (c *change) translate(op kernel.Op, in, loop, key string, have, want translation) error {
+	data := func(v kernel.Value, t translation) (in, loop *string, err error) {
+		if v == nil {
+			return nil, nil, nil
+		}
+		if err := want4(op.Key, t.addr); err != nil {
+			return nil, nil, err
+		}
+		in = new(ipKey(t.addr) + t.port)
+		if t.loop {
+			loop = in
+		}
+		return in, loop, nil
+	}
+	inWant, loopWant, err := data(op.Want, want)
+	if err != nil {
+		return err
+	}
+	inHave, loopHave, err := data(op.Have, have)
+	if err != nil {
+		c.sure = false // it is there in pieces
+	}
+	c.put(in, key, inHave, inWant)
+	c.put(loop, key, loopHave, loopWant)
 	return nil
 }
