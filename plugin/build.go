@@ -20,12 +20,14 @@ import (
 	"sluice/internal/linux"
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
+	"sluice/internal/linux/sockets"
 	"sluice/internal/model"
 	"sluice/internal/plan"
 	"sluice/internal/reconcile"
 	"sluice/internal/store"
 	"sluice/internal/view"
 	"sluice/ipam"
+	"sluice/lb/idle"
 	"sluice/lb/service"
 )
 
@@ -42,6 +44,7 @@ type parts struct {
 	ipam   *refusals
 	engine *dockerapi.Reader
 	gossip *gossiper
+	idle   *idle.Ender
 	diag   *diag.Server
 
 	follower *follower // of the engine; runEngine's alone, but for its channel
@@ -99,6 +102,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
 	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
 	p.gossip = newGossiper(cfg, p.hub, p.ring, log)
+	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sockets.New(), Log: log})
 
 	book, err := driver.NewBook(p.store, records)
 	if err != nil {
@@ -146,6 +150,9 @@ func (p *parts) changed(planned bool) {
 	if p.loop != nil && planned {
 		p.loop.Trigger()
 	}
+	if p.idle != nil && planned {
+		p.idle.Wake()
+	}
 	if p.gossip != nil {
 		p.gossip.wake()
 	}
@@ -180,7 +187,7 @@ func (p *parts) observe(r reconcile.Round) {
 func (p *parts) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, f := range []func(context.Context){
-		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.runDiag,
+		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.idle.Run, p.runDiag,
 	} {
 		wg.Go(func() { f(ctx) })
 	}

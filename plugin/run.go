@@ -149,6 +149,12 @@ func (p *parts) trouble() []diag.Problem {
 			out = append(out, diag.Problem{What: what, Do: "use a kernel that has it; networks on this node do not work without"})
 		}
 	}
+	if _, err := p.idle.State(); err != nil {
+		out = append(out, diag.Problem{
+			What: "silent connections are not ended here: " + err.Error(),
+			Do:   "do what the text says, or remove the idle timeout of the services that run here",
+		})
+	}
 	st := p.store.Status()
 	for _, d := range st.Damage {
 		out = append(out, diag.Problem{

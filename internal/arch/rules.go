@@ -52,6 +52,7 @@ var layers = []struct {
 	{"internal/reconcile", L3},
 	{"internal/keyring", L3},
 	{"internal/diag", L3},
+	{"lb/idle", L3},
 
 	{"plugin", L4},
 	{"cmd/sluice", L4},

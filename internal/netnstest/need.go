@@ -3,6 +3,7 @@ package netnstest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -27,6 +28,7 @@ const (
 	IPVS     Feature = "ipvs"     // the kernel's ip_vs, loaded
 	NFT      Feature = "nft"      // the command
 	Tcpdump  Feature = "tcpdump"  // the command
+	Destroy  Feature = "destroy"  // the kernel's ending of TCP connections, CONFIG_INET_DIAG_DESTROY
 )
 
 // RequireEnv names, separated by commas, the features whose absence is a failure;
@@ -79,8 +81,28 @@ func probe(f Feature) error {
 		return command("nft", "list", "ruleset")
 	case Tcpdump:
 		return command("tcpdump", "--version")
+	case Destroy:
+		return scratch(destroy)
 	}
 	return fmt.Errorf("no such feature; one of the constants of netnstest is wanted")
+}
+
+// destroy ends a connection over lo.
+func destroy() error {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := netlink.SocketDestroy(c.LocalAddr(), c.RemoteAddr()); err != nil {
+		return fmt.Errorf("ending a TCP connection: %w; the kernel needs CONFIG_INET_DIAG_DESTROY and tcp_diag", err)
+	}
+	return nil
 }
 
 func named(name string) netlink.LinkAttrs {
