@@ -46,7 +46,7 @@ func Plan(v model.View, want kernel.State) {
 		for j := range x.Backends {
 			b := &x.Backends[j]
 			if n.by == NFT {
-				alive(n.ns, x, b, want)
+				alive(n.ns, x, b, owner[site{x.Network, x.VIP}] == i, want)
 			}
 			if b.Local {
 				task(v.Endpoints[b.Endpoint], x, x.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
@@ -182,8 +182,10 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 }
 
 // alive adds what lets a backend go on with what it serves, if nftables balances.
-func alive(ns string, x *Virtual, b *Backend, want kernel.State) {
-	want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{}
+// It gets nothing new, not from a client that is kept with it either, if it leaves
+// or if the VIP is another service's by now.
+func alive(ns string, x *Virtual, b *Backend, owner bool, want kernel.State) {
+	want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
 	if x.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}
