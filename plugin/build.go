@@ -49,7 +49,8 @@ type parts struct {
 
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
-	noIPVS error // why networks that ask for IPVS do not get it here; nil if they do
+	noIPVS    error // why networks that ask for IPVS do not get it here; nil if they do
+	noDestroy error // why silent connections cannot be ended here; nil if they can
 
 	routes   atomic.Pointer[[]netip.Prefix] // the host's, for IPAM to stay away from
 	features atomic.Pointer[[]string]       // what the kernel lacks; nil until probed
@@ -102,7 +103,9 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
 	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
 	p.gossip = newGossiper(cfg, p.hub, p.ring, log)
-	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sockets.New(), Log: log})
+	sock := sockets.New()
+	p.noDestroy = sock.Probe()
+	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sock, Log: log})
 
 	book, err := driver.NewBook(p.store, records)
 	if err != nil {
@@ -139,7 +142,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop,
-		Datapath: p.datapath, Abilities: p.abilities, Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
+		Datapath: p.datapath, Ended: p.idle.Ended, Abilities: p.abilities, Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
 	})
 	return p, nil
 }

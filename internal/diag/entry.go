@@ -38,6 +38,9 @@ type EntryNetwork struct {
 	Upper       int  `json:"upperConnections,omitempty"`
 	Lower       int  `json:"lowerConnections,omitempty"`
 	Idle        int  `json:"idleSeconds,omitempty"`
+	// Ended is how many connections were silent for Idle, to tasks on this node,
+	// since the plugin started.
+	Ended uint64 `json:"idleEnded,omitempty"`
 
 	// Traffic is that of the VIP: of all its IPVS services, or of nftables, which
 	// counts choices only. Absent: not known.
@@ -226,7 +229,7 @@ func (n *EntryNetwork) options() []string {
 		out = append(out, limit)
 	}
 	if n.Idle > 0 {
-		out = append(out, fmt.Sprintf("silent connections are remembered for %d s", n.Idle))
+		out = append(out, fmt.Sprintf("connections that are silent for %d s are ended, %d so far to tasks on this node", n.Idle, n.Ended))
 	}
 	return out
 }

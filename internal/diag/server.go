@@ -62,6 +62,8 @@ type Config struct {
 	// object: IPVSService, IPVSDest, and VIP, where only connections are known. Nil
 	// if the plugin does not.
 	Traffic func(ctx context.Context, ns string) (map[kernel.Key]kernel.Traffic, error)
+	// Ended counts the silent connections that were ended on this node, by service.
+	Ended func() map[model.ServiceID]uint64
 	// Calls counts the engine's calls since the start, by method.
 	Calls func() []Call
 	// Gossip is the state of the control plane, and whether it runs.

@@ -91,6 +91,7 @@ func worker() *world {
 			Abilities: func() []diag.Ability {
 				return []diag.Ability{{Name: diag.AbilityIPVS, Use: "balances"}, {Name: "ipip", Use: "mode tun", Err: errors.New("no module; load it")}}
 			},
+			Ended: func() map[model.ServiceID]uint64 { return map[model.ServiceID]uint64{"shopservice0000000000000e": 2} },
 			Calls: func() []diag.Call {
 				return []diag.Call{
 					{Method: "NetworkDriver.Join", Calls: 4, Failed: 2, Late: 1, Panics: 1, Longest: time.Second},

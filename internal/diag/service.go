@@ -115,7 +115,7 @@ func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, wan
 	out := EntryNetwork{
 		Network: orElse(net.Name, x.Network.Short()), ID: string(x.Network), Netns: overlay.NetnsName(net),
 		Ports: []string{}, Mode: x.Mode, Scheduler: x.Scheduler, Datapath: service.Datapath(v.Self, net), DatapathReason: s.whyDatapath(v.Self, net),
-		Persist: opts.Persist, PersistBits: opts.PersistBits, OnePacket: opts.OnePacket, Upper: opts.Upper, Lower: opts.Lower, Idle: opts.Idle,
+		Persist: opts.Persist, PersistBits: opts.PersistBits, OnePacket: opts.OnePacket, Upper: opts.Upper, Lower: opts.Lower, Idle: opts.Idle, Ended: s.cfg.Ended()[x.Service],
 		Backends: []EntryBackend{}, IPVS: []EntryIPVS{},
 	}
 	out.SchedulerUsed, out.SchedulerReason = service.Scheduler(&x, out.Datapath)

@@ -208,7 +208,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: IdleTimeout, Default: "3h", Allowed: durations,
-			Doc: "For how long an open TCP connection may be silent before its way is forgotten. A network has one number for all: the longest that a service asks for, and not less than the default."},
+			Doc: "For how long an open TCP connection may be silent. Then the node of the task ends it, and both sides hear of it."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Idle, err = seconds(v)
 			return err
