@@ -54,6 +54,10 @@ func Need(t testing.TB, features ...Feature) {
 	}
 }
 
+// Has says what the machine lacks of a feature; nil: nothing. It is for tests of
+// what the code under test makes of a machine without.
+func Has(f Feature) error { return probe(f) }
+
 // probe tries a feature in a scratch namespace.
 func probe(f Feature) error {
 	switch f {

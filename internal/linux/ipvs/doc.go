@@ -49,13 +49,13 @@
 //     may lack an entry. Only sluice changes IPVS in its namespaces, not while it
 //     dumps. Traffic would see the sign, and reads again.
 //   - It knows neither backup daemons nor the resetting of counters: nobody asks.
-//   - It reads the lower half of a weight, on a machine with the other byte order
-//     the upper half: the plugin is built for amd64 and arm64.
 //
 // # Limits
 //
 //   - Be aware: IPv4 only, and only services by mark. Others are somebody else's and
 //     are left alone.
+//   - The library reads the first two octets of a weight of four: on a big-endian
+//     machine every weight would read back as 0.
 //   - IPVS has no transactions. Every operation is one, and a packet may come
 //     between two; Diff orders them so that it finds nothing half-made.
 //   - If the module is loaded, but the command modprobe is not there, the library
