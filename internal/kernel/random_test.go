@@ -90,9 +90,15 @@ func ipvs(t *rapid.T, s kernel.State, ns string) {
 	for i, vip := range some(t, "10.0.2") {
 		n := uint32(i + 1)
 		s[kernel.Mark{NS: ns, VIP: vip}] = kernel.MarkSpec{Mark: n}
-		s[kernel.IPVSService{NS: ns, Mark: n}] = kernel.IPVSServiceSpec{Scheduler: rapid.SampledFrom([]string{"rr", "wlc"}).Draw(t, "scheduler")}
+		s[kernel.IPVSService{NS: ns, Mark: n}] = kernel.IPVSServiceSpec{
+			Scheduler: rapid.SampledFrom([]string{"rr", "wlc"}).Draw(t, "scheduler"), OnePacket: rapid.Bool().Draw(t, "one packet"),
+		}
 		for _, ip := range some(t, "10.0.0") {
-			s[kernel.IPVSDest{NS: ns, Mark: n, IP: ip}] = kernel.IPVSDestSpec{Weight: rapid.IntRange(0, 2).Draw(t, "weight"), Method: kernel.IPVSDR}
+			weight := rapid.IntRange(0, 2).Draw(t, "weight")
+			s[kernel.IPVSDest{NS: ns, Mark: n, IP: ip}] = kernel.IPVSDestSpec{Weight: weight, Method: kernel.IPVSDR}
+			if rapid.Bool().Draw(t, "remapped") {
+				s[kernel.IPVSDest{NS: ns, Mark: n, IP: ip, Port: port(t)}] = kernel.IPVSDestSpec{Weight: weight, Method: kernel.IPVSNAT}
+			}
 		}
 	}
 }
@@ -106,6 +112,9 @@ func task(t *rapid.T, s kernel.State, sandbox string) {
 			}
 		}
 		s[kernel.TaskVIP{Sandbox: sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: addrs("10.0.0").Draw(t, "own"), Loop: rapid.Bool().Draw(t, "loop")}
+	}
+	for _, own := range some(t, "10.0.0") {
+		s[kernel.TaskTunnel{Sandbox: sandbox, Addr: own}] = kernel.TaskTunnelSpec{}
 	}
 }
 

@@ -439,19 +439,20 @@ func (v BridgeTableSpec) String() string {
 }
 func (v MemberSpec) String() string { return "mac " + v.MAC.String() }
 func (v VIPSpec) String() string {
-	s := fmt.Sprintf("%s slots %d", v.Scheduler, v.Slots)
+	var s strings.Builder
+	s.WriteString(fmt.Sprintf("%s slots %d", v.Scheduler, v.Slots))
 	if v.Persist > 0 {
-		s += fmt.Sprintf(" persist %d bits %d", v.Persist, v.PersistBits)
+		s.WriteString(fmt.Sprintf(" persist %d bits %d", v.Persist, v.PersistBits))
 	}
 	for _, f := range []struct {
 		name string
 		set  bool
 	}{{"named", v.Named}, {"nat", v.NAT}, {"one-packet", v.OnePacket}} {
 		if f.set {
-			s += " " + f.name
+			s.WriteString(" " + f.name)
 		}
 	}
-	return s
+	return s.String()
 }
 func (v PortSpec) String() string { return fmt.Sprintf("-> %d", v.To) }
 func (v RealSpec) String() string { return "-> " + v.IP.String() }

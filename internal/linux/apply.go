@@ -203,6 +203,9 @@ func (k *Kernel) applyTables(ops []kernel.Op, errs []error) {
 // applyNamespace does ops of one namespace in their order: rows of nftables each
 // in one go, those of IPVS between them one by one.
 func (k *Kernel) applyNamespace(ns string, ops []kernel.Op) []error {
+	if sandbox, ok := sandboxOf(ops[0].Key); ok {
+		return k.applyTask(sandbox, ops)
+	}
 	errs := make([]error, len(ops))
 	for i := 0; i < len(ops); {
 		n, ipvs := 1, kernel.IsIPVS(ops[i].Key)
@@ -230,16 +233,55 @@ func (k *Kernel) applyNamespace(ns string, ops []kernel.Op) []error {
 
 func (k *Kernel) applyBatch(ns string, ops []kernel.Op) error {
 	if k.cfg.Tables == nil {
-		return fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported)
-	}
-	if path, ok := sandboxOf(ops[0].Key); ok {
-		return withTask(path, func(fd int) error { return k.cfg.Tables.ApplyTask(fd, path, ops) })
+		return errNoTables
 	}
 	s, err := k.spaceLocked(ns)
 	if err != nil {
 		return err
 	}
 	return k.cfg.Tables.ApplyBridge(s.fd(), ns, ops)
+}
+
+// errNoTables is the error of an op on nftables without Config.Tables.
+var errNoTables = fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported)
+
+// applyTask does ops of one task: those of nftables in one go, and each tunnel by
+// itself.
+func (k *Kernel) applyTask(sandbox string, ops []kernel.Op) []error {
+	errs := make([]error, len(ops))
+	var tables, tunnels []kernel.Op
+	for _, o := range ops {
+		if isTunnel(o.Key) {
+			tunnels = append(tunnels, o)
+		} else {
+			tables = append(tables, o)
+		}
+	}
+	var ofTables error
+	ofTunnels := make([]error, len(tunnels))
+	err := withTask(sandbox, func(fd int) error {
+		if len(tables) > 0 && k.cfg.Tables == nil {
+			ofTables = errNoTables
+		} else if len(tables) > 0 {
+			ofTables = k.cfg.Tables.ApplyTask(fd, sandbox, tables)
+		}
+		if len(tunnels) > 0 {
+			ofTunnels = k.applyTunnels(fd, sandbox, tunnels)
+		}
+		return nil
+	})
+	for i, n := 0, 0; i < len(ops); i++ {
+		switch {
+		case err != nil:
+			errs[i] = err
+		case isTunnel(ops[i].Key):
+			errs[i] = ofTunnels[n]
+			n++
+		default:
+			errs[i] = ofTables
+		}
+	}
+	return errs
 }
 
 // sandboxOf is the path of the task's namespace that the object is in.

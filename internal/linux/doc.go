@@ -12,6 +12,9 @@
 //	│   (until the engine takes it) │   │        nftables: Tables (VIPs)          │
 //	└───────────────────────────────┘   └─────────────────────────────────────────┘
 //
+// In a task's namespace there are nftables (Tables) and, for packets that IPVS sends
+// in others, a tunnel for each of the task's addresses (tunnel.go).
+//
 // What is ours, and nothing else is reported or changed:
 //
 //   - namespaces under Config.NetnsDir whose name starts with Config.NetnsPrefix;
@@ -19,6 +22,8 @@
 //   - the chain SLUICE-VXLAN and the jumps to it;
 //   - a container's end in the host's namespace that carries our prefix and our
 //     ifalias while none of our namespaces has its other end (an orphan);
+//   - devices of kind ipip in a task's namespace, called slt and their address in
+//     hexadecimal, whose ifalias starts with "sluice ";
 //   - sysctls that this process has set: the kernel keeps no mark of who wrote
 //     one, so after a restart each is written once more.
 //
@@ -26,7 +31,8 @@
 // is down is reported without MTU (it carries no packet of any size); a
 // forwarding entry of which one half is missing is reported with the zero
 // address as VTEP; a filter chain with foreign, doubled or misplaced rules, or
-// without its jump, is reported with port 0.
+// without its jump, is reported with port 0; a tunnel that lacks anything is not
+// reported.
 //
 // Be aware: the MAC of a kernel.LinkSpec belongs to bridges only (the kernel
 // chooses the others), addresses are IPv4, and deleting a sysctl forgets it but

@@ -16,8 +16,8 @@ import (
 )
 
 // Dump reads all objects of ours (see the package's text for which those are):
-// those of the host, those in our namespaces, and the tables in the tasks'
-// namespaces at the paths given. A path that is missing, or is no network
+// those of the host, those in our namespaces, and the tables and tunnels in the
+// tasks' namespaces at the paths given. A path that is missing, or is no network
 // namespace, contributes nothing; a namespace that goes while it is read is
 // skipped. On any error there is no state, as an incomplete one would read as
 // "make it all again". Only the filter is left out instead, with a warning, if
@@ -300,16 +300,16 @@ func (k *Kernel) dumpSysctl(s *space, out kernel.State) error {
 	})
 }
 
-// dumpTasks reads the tables in the tasks' namespaces.
+// dumpTasks reads the tables and the tunnels in the tasks' namespaces.
 func (k *Kernel) dumpTasks(ctx context.Context, sandboxes []string, out kernel.State) error {
-	if k.cfg.Tables == nil {
-		return nil
-	}
 	for _, path := range sandboxes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		err := withTask(path, func(fd int) error {
+			if err := k.dumpTunnels(fd, path, out); err != nil || k.cfg.Tables == nil {
+				return err
+			}
 			t, err := k.cfg.Tables.DumpTask(fd, path)
 			maps.Copy(out, t)
 			return err

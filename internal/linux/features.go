@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -78,6 +80,33 @@ type tableProbe interface{ Probe(nsFD int) error }
 // takes some tens of milliseconds.
 func (k *Kernel) Features(ctx context.Context) ([]Feature, error) {
 	var out []Feature
+	err := scratch(func(c *conn) error {
+		for _, f := range features {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			out = append(out, Feature{f.name, f.use, lacking(f.name, f.try(c))})
+		}
+		return k.probeTables(&out)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("probe kernel: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err = k.within(k.host, func() error {
+		_, err := k.iptablesLocked()
+		return err
+	})
+	if errors.Is(err, kernel.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", kernel.ErrUnsupported, err)
+	}
+	return append(out, Feature{"iptables", "keeps VXLAN packets of strangers out; without it nothing does", err}), nil
+}
+
+// scratch runs f on a thread inside a network namespace of its own that nobody else
+// sees, with a socket in it. Both end with f, and so does what f made there.
+func scratch(f func(c *conn) error) error {
 	done := make(chan error, 1)
 	go func() {
 		// Never unlocked: the thread and its scratch namespace end here.
@@ -91,54 +120,51 @@ func (k *Kernel) Features(ctx context.Context) ([]Feature, error) {
 				return err
 			}
 			defer c.close()
-			for _, f := range features {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				out = append(out, Feature{f.name, f.use, lacking(f.name, f.try(c))})
-			}
-			return k.probeTables(&out)
+			return f(c)
 		}()
 	}()
-	if err := <-done; err != nil {
-		return nil, fmt.Errorf("probe kernel: %w", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	err := k.within(k.host, func() error {
-		_, err := k.iptablesLocked()
-		return err
-	})
-	if errors.Is(err, kernel.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", kernel.ErrUnsupported, err)
-	}
-	return append(out, Feature{"iptables", "keeps VXLAN packets of strangers out; without it nothing does", err}), nil
+	return <-done
 }
 
 // HasIPVS tries, in a network namespace of its own that nobody else sees, whether
-// this kernel has IPVS. The error is nil if it has, wraps
+// this kernel has IPVS. Trying loads ip_vs where the kernel can do that by itself
+// (from about Linux 5.16). The error is nil if it has, wraps
 // kernel.ErrUnsupported if it has not; any other means that it could not be found out.
 func (k *Kernel) HasIPVS() error {
 	p, ok := k.cfg.IPVS.(tableProbe)
 	if !ok {
 		return fmt.Errorf("IPVS %w: no adapter is configured", kernel.ErrUnsupported)
 	}
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread and its scratch namespace end here.
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("make scratch namespace: %w%s", err, hint(err))
-			}
-			ns, _, err := openNetns("/proc/thread-self/ns/net")
-			if err != nil {
-				return err
-			}
-			return errors.Join(p.Probe(int(ns.Fd())), ns.Close())
-		}()
-	}()
-	return <-done
+	return scratch(func(*conn) error {
+		ns, _, err := openNetns("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		return errors.Join(p.Probe(int(ns.Fd())), ns.Close())
+	})
+}
+
+// HasTunnel tries, in a network namespace of its own that nobody else sees, whether
+// tasks on this node can have a kernel.TaskTunnel. Trying loads the module ipip,
+// which every kernel does by itself where it may. The error is nil if they can,
+// wraps kernel.ErrUnsupported if this kernel has no such devices; any other means
+// that it could not be found out.
+func (k *Kernel) HasTunnel() error {
+	addr := netip.AddrFrom4([4]byte{192, 0, 2, 1}) // of TEST-NET-1 (RFC 5737); nobody else is in there
+	err := scratch(func(c *conn) error {
+		if err := k.makeTunnel(c, addr); err != nil {
+			return err
+		}
+		there, err := c.tunnels()
+		if err == nil && !slices.Contains(there, addr) {
+			err = fmt.Errorf("a device of kind %s %w: it reads back otherwise than made", kindIPIP, kernel.ErrUnsupported)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("probe tunnel: %w", err)
+	}
+	return nil
 }
 
 // probeTables asks the nftables adapter, in the calling thread's namespace.

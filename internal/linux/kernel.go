@@ -51,6 +51,9 @@ type IPVS interface {
 	// Apply does ops, which are objects of IPVS of ns, in order; there is an
 	// error, or nil, for each.
 	Apply(nsFD int, ns string, ops []kernel.Op) []error
+	// Traffic returns the counters of what Dump returns. It may be called at any
+	// time, also while another goroutine is in Dump or Apply.
+	Traffic(nsFD int, ns string) (map[kernel.Key]kernel.Traffic, error)
 }
 
 // Config is what New needs.
@@ -71,7 +74,7 @@ type Config struct {
 	// another plugin on this host. Two that share it would undo each other's work.
 	NoFilter bool
 	// Tables changes nftables. Without it, dumps hold no PhaseVIP and PhaseTask
-	// objects and applying one is kernel.ErrUnsupported.
+	// objects but tunnels, and applying one is kernel.ErrUnsupported.
 	Tables Tables
 	// IPVS changes IPVS. Without it, or on a kernel that lacks IPVS, dumps hold
 	// no objects of IPVS and applying one is kernel.ErrUnsupported.

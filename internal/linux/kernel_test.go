@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -28,13 +29,26 @@ func TestLinuxWithTablesKeepsContract(t *testing.T) {
 	})
 }
 
-func TestLinuxWithIPVSKeepsContract(t *testing.T) {
+// With all there is. A kernel that has ip_vs and no ipip is not known.
+func TestLinuxWithIPVSAndTunnelsKeepsContract(t *testing.T) {
 	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject {
-		netnstest.Need(t, netnstest.NFTables, netnstest.IPVS)
+		netnstest.Need(t, netnstest.NFTables, netnstest.IPVS, netnstest.IPIP)
 		k, w := newHost(t, nft.Tables{})
 		k.cfg.IPVS = ipvs.New()
-		return kerneltest.Subject{Kernel: k, World: w, Tables: true, IPVS: true}
+		return kerneltest.Subject{Kernel: k, World: w, Tables: true, IPVS: true, Tunnels: true}
 	})
+}
+
+func TestHasTunnelSaysWhatTheKernelHas(t *testing.T) {
+	k, _ := newHost(t, nil)
+	err := k.HasTunnel()
+	lacking := netnstest.Has(netnstest.IPIP)
+	if lacking == nil && err != nil {
+		t.Errorf("a kernel with ipip: %v", err)
+	}
+	if lacking != nil && (!errors.Is(err, kernel.ErrUnsupported) || !strings.Contains(err.Error(), "modprobe ipip")) {
+		t.Errorf("a kernel without ipip: %v, want %v and what to do", err, kernel.ErrUnsupported)
+	}
 }
 
 func TestHasIPVSSaysWhatTheKernelHas(t *testing.T) {

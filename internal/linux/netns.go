@@ -15,21 +15,24 @@ import (
 	"sluice/internal/kernel"
 )
 
-// within runs fn on a thread inside s. The thread comes back to the namespace of
-// this process; if it cannot, it ends with its goroutine, which is why fn always
-// gets a goroutine of its own.
-func (k *Kernel) within(s *space, fn func() error) error {
+// within runs fn on a thread inside s.
+func (k *Kernel) within(s *space, fn func() error) error { return k.inside(s.fd(), inName(s.name), fn) }
+
+// inside runs fn on a thread inside the namespace open at fd, which texts call
+// name. The thread comes back to the namespace of this process; if it cannot, it
+// ends with its goroutine, which is why fn always gets a goroutine of its own.
+func (k *Kernel) inside(fd int, name string, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := netns.Set(netns.NsHandle(s.fd())); err != nil {
+		if err := netns.Set(netns.NsHandle(fd)); err != nil {
 			runtime.UnlockOSThread() // it never left
-			done <- fmt.Errorf("enter network namespace %s: %w%s", inName(s.name), err, hint(err))
+			done <- fmt.Errorf("enter network namespace %s: %w%s", name, err, hint(err))
 			return
 		}
 		err := fn()
 		if back := netns.Set(netns.NsHandle(k.self.Fd())); back != nil {
-			k.log.Error("leave network namespace", "op", inName(s.name), "err", back)
+			k.log.Error("leave network namespace", "op", name, "err", back)
 		} else {
 			runtime.UnlockOSThread()
 		}

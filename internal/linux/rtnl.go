@@ -122,8 +122,10 @@ type device struct {
 	vni    model.VNI
 	port   uint16
 	local  netip.Addr
-	learn  bool // VXLAN learns VTEPs from packets
-	quiet  bool // bridge port: neither learns nor floods, ARP is suppressed
+	remote netip.Addr // ipip: the only sender; unspecified: anybody
+	loose  bool       // rp_filter is 2
+	learn  bool       // VXLAN learns VTEPs from packets
+	quiet  bool       // bridge port: neither learns nor floods, ARP is suppressed
 }
 
 // attrs calls f for each route attribute in b. A malformed tail ends it.
@@ -183,6 +185,8 @@ func parseLink(b []byte) (device, bool) {
 			d.peer = int(u32(v))
 		case unix.IFLA_LINK_NETNSID:
 			d.peerNS = int(int32(u32(v)))
+		case unix.IFLA_AF_SPEC:
+			d.loose = isLoose(v)
 		case unix.IFLA_LINKINFO:
 			attrs(v, func(typ uint16, v []byte) {
 				switch typ {
@@ -196,8 +200,11 @@ func parseLink(b []byte) (device, bool) {
 			})
 		}
 	})
-	if d.kind == "vxlan" {
+	switch d.kind {
+	case "vxlan":
 		parseVXLAN(&d, data)
+	case kindIPIP:
+		parseIPIP(&d, data)
 	}
 	d.quiet = isQuiet(port) && !d.learn
 	return d, true

@@ -103,6 +103,8 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "nft delete element bridge sluice ports { %s . %s . %d }", k.VIP, k.Proto, k.Port)
 	case kernel.TaskPort:
 		run(t, w.task(t), "nft delete element ip sluice in-ports { %s . %s . %d }", k.VIP, k.Proto, k.Port)
+	case kernel.TaskTunnel:
+		w.spoilTunnel(t, k, how)
 	case kernel.TaskTable:
 		run(t, w.task(t), "nft delete table ip sluice")
 	default:
@@ -144,7 +146,7 @@ func (w world) spoilIPVS(t *testing.T, ns *netnstest.NS, key kernel.Key, how ker
 		}
 	case kernel.IPVSDest:
 		s := &mobyipvs.Service{AddressFamily: unix.AF_INET, FWMark: k.Mark}
-		d := &mobyipvs.Destination{Address: k.IP.AsSlice(), Weight: 77, ConnectionFlags: mobyipvs.ConnFwdDirectRoute}
+		d := &mobyipvs.Destination{Address: k.IP.AsSlice(), Port: k.Port, Weight: 77, ConnectionFlags: mobyipvs.ConnFwdDirectRoute}
 		if how == kerneltest.Deleted {
 			err = h.DelDestination(s, d)
 		} else {
@@ -153,6 +155,23 @@ func (w world) spoilIPVS(t *testing.T, ns *netnstest.NS, key kernel.Key, how ker
 	}
 	if err != nil {
 		t.Fatalf("spoil %s: %v", key, err)
+	}
+}
+
+func (w world) spoilTunnel(t *testing.T, k kernel.TaskTunnel, how kerneltest.Damage) {
+	t.Helper()
+	task, name := w.task(t), tunnelName(k.Addr)
+	switch how {
+	case kerneltest.Deleted:
+		run(t, task, "ip link del %s", name)
+	case kerneltest.Down:
+		run(t, task, "ip link set %s down", name)
+	case kerneltest.Changed:
+		task.Must(func() error { return writeSysctl("net.ipv4.conf."+name+".rp_filter", "1") })
+	case kerneltest.Halved:
+		run(t, task, "ip addr flush dev %s", name)
+	case kerneltest.Replaced:
+		run(t, task, "ip tunnel change %s mode ipip local 10.255.0.99", name)
 	}
 }
 

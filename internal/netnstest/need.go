@@ -26,6 +26,8 @@ const (
 	IPTables Feature = "iptables" // the command, with a filter table
 	NFTables Feature = "nftables" // the kernel's, with tables of families bridge and ip
 	IPVS     Feature = "ipvs"     // the kernel's ip_vs, loaded
+	IPVSAdm  Feature = "ipvsadm"  // the command
+	IPIP     Feature = "ipip"     // devices of that kind
 	NFT      Feature = "nft"      // the command
 	Tcpdump  Feature = "tcpdump"  // the command
 	Destroy  Feature = "destroy"  // the kernel's ending of TCP connections, CONFIG_INET_DIAG_DESTROY
@@ -53,6 +55,10 @@ func Need(t testing.TB, features ...Feature) {
 	}
 }
 
+// Has says what the machine lacks of a feature; nil: nothing. It is for tests of
+// what the code under test makes of a machine without.
+func Has(f Feature) error { return probe(f) }
+
 // probe tries a feature in a scratch namespace.
 func probe(f Feature) error {
 	switch f {
@@ -77,6 +83,16 @@ func probe(f Feature) error {
 			return fmt.Errorf("modprobe ip_vs, or make test-vm: %w", err)
 		}
 		return nil
+	case IPVSAdm:
+		return command("ipvsadm", "-Ln")
+	case IPIP:
+		return scratch(func() error {
+			err := netlink.LinkAdd(&netlink.Iptun{LinkAttrs: named("ipip1"), Local: net.IPv4(192, 0, 2, 1)})
+			if err != nil {
+				return fmt.Errorf("modprobe ipip, or make test-vm: %w", err)
+			}
+			return nil
+		})
 	case NFT:
 		return command("nft", "list", "ruleset")
 	case Tcpdump:

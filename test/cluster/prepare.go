@@ -22,6 +22,7 @@ var needed = []struct{ program, pkg string }{
 	{"runc", "runc"},
 	{"iptables", "iptables"},
 	{"nft", "nftables"},
+	{"ipvsadm", "ipvsadm"},
 	{"ip", "iproute2"},
 	{"nsenter", "util-linux"},
 	{"busybox", "busybox-static"},

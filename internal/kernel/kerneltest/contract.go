@@ -42,20 +42,22 @@ type Damage string
 // The ways; which of them fit an object follows from its kind.
 const (
 	Deleted   Damage = "deleted"   // any object: it is gone
-	Changed   Damage = "changed"   // a sysctl, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS
-	Down      Damage = "down"      // a link
+	Changed   Damage = "changed"   // a sysctl, a tunnel's too, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS
+	Down      Damage = "down"      // a link, a tunnel
 	Flushed   Damage = "flushed"   // the filter's chain
 	Reordered Damage = "reordered" // the filter: DROP comes first
 	Intruded  Damage = "intruded"  // the filter: a rule of somebody else's in the chain
-	Halved    Damage = "halved"    // an FDB entry: the bridge's half is gone
+	Halved    Damage = "halved"    // an FDB entry: the bridge's half is gone; a tunnel: its device has no address
+	Replaced  Damage = "replaced"  // a tunnel: its device takes other packets
 )
 
 // Subject is one kernel under test, empty, with its world.
 type Subject struct {
-	Kernel Kernel
-	World  World
-	Tables bool // it has nftables: objects of PhaseVIP and PhaseTask
-	IPVS   bool // it has IPVS besides
+	Kernel  Kernel
+	World   World
+	Tables  bool // it has nftables: objects of PhaseVIP and PhaseTask
+	IPVS    bool // it has IPVS besides
+	Tunnels bool // it has tunnels in tasks
 }
 
 // maxRounds bounds how often a difference may be worked on until it must be gone.
@@ -96,7 +98,7 @@ func Contract(t *testing.T, newSubject func(t *testing.T) Subject) {
 type check struct {
 	Subject
 	t       *testing.T
-	sandbox string // of the example's task; empty: there are no tables
+	sandbox string // of the example's task; empty: there are neither tables nor tunnels
 }
 
 func (c *check) sandboxes() []string {
@@ -150,14 +152,43 @@ func (c *check) same(want kernel.State) {
 // example is every kind of object: a network between hosts and one of this host.
 func (c *check) example() kernel.State {
 	s := Example()
-	if c.Tables {
+	if c.Tables || c.Tunnels {
 		c.sandbox = c.World.Sandbox(c.t)
+	}
+	if c.Tables {
 		addTables(s, c.sandbox)
+	}
+	if c.Tunnels {
+		addTunnels(s, c.sandbox)
 	}
 	if c.IPVS {
 		addIPVS(s)
 	}
 	return s
+}
+
+// tables is the path of the task's namespace where there are tables, else empty.
+func (c *check) tables() string {
+	if !c.Tables {
+		return ""
+	}
+	return c.sandbox
+}
+
+func (c *check) changeCases() []changeCase {
+	cases := changeCases(c.tables(), c.IPVS)
+	if c.Tunnels {
+		cases = append(cases, tunnelChanges(c.sandbox)...)
+	}
+	return cases
+}
+
+func (c *check) driftCases() []driftCase {
+	cases := driftCases(c.tables(), c.IPVS)
+	if c.Tunnels {
+		cases = append(cases, tunnelDrifts(c.sandbox)...)
+	}
+	return cases
 }
 
 func creates(t *testing.T, c *check) {
@@ -175,7 +206,7 @@ func creates(t *testing.T, c *check) {
 func changes(t *testing.T, c *check) {
 	base := c.example()
 	c.converge(base, 1)
-	for _, tc := range changeCases(c.sandbox, c.IPVS) {
+	for _, tc := range c.changeCases() {
 		want := maps.Clone(base)
 		tc.change(want)
 		if maps.Equal(want, base) {
@@ -257,7 +288,7 @@ func sparesForeign(t *testing.T, c *check) {
 func mendsDrift(t *testing.T, c *check) {
 	want := c.example()
 	c.converge(want, 1)
-	for _, d := range driftCases(c.sandbox, c.IPVS) {
+	for _, d := range c.driftCases() {
 		t.Logf("%s is %s", d.key, d.how)
 		c.World.Spoil(t, d.key, d.how)
 		if ops := kernel.Diff(c.dump(), want); len(ops) == 0 {

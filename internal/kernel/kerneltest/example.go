@@ -104,9 +104,13 @@ func addIPVS(s kernel.State) {
 	s[kernel.IPVSTimeouts{NS: netB}] = kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120}
 	s[kernel.IPVSService{NS: netB, Mark: 7}] = kernel.IPVSServiceSpec{Scheduler: "rr"}
 	s[kernel.IPVSService{NS: netB, Mark: 7 + 2<<16}] = kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true}
+	s[kernel.IPVSService{NS: netB, Mark: 8}] = kernel.IPVSServiceSpec{Scheduler: "rr", OnePacket: true}
 	s[kernel.IPVSDest{NS: netB, Mark: 7, IP: member}] = kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}
 	s[kernel.IPVSDest{NS: netB, Mark: 7, IP: remote}] = kernel.IPVSDestSpec{Weight: 0, Method: kernel.IPVSDR}
 	s[kernel.IPVSDest{NS: netB, Mark: 7 + 2<<16, IP: remote}] = kernel.IPVSDestSpec{Weight: 3, Method: kernel.IPVSDR, Upper: 9, Lower: 5}
+	for _, port := range []uint16{0, 80} { // one address, two destinations
+		s[kernel.IPVSDest{NS: netB, Mark: 8, IP: member, Port: port}] = kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT}
+	}
 }
 
 // changeCase is one value that becomes another.
@@ -187,6 +191,10 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true, Port: true}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 24}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 32}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", OnePacket: true}),
+			put(kernel.IPVSService{NS: netB, Mark: 8}, kernel.IPVSServiceSpec{Scheduler: "rr"}),
+			put(kernel.IPVSDest{NS: netB, Mark: 8, IP: member, Port: 80}, kernel.IPVSDestSpec{Weight: 2, Method: kernel.IPVSNAT}),
+			put(kernel.IPVSDest{NS: netB, Mark: 8, IP: member, Port: 8080}, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT}),
 			put(dest, kernel.IPVSDestSpec{Weight: 65535, Method: kernel.IPVSDR}),
 			put(dest, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT}),
 			put(dest, kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSTun}),
@@ -238,6 +246,9 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Deleted},
 			driftCase{kernel.IPVSDest{NS: netB, Mark: 7, IP: member}, Changed},
 			driftCase{kernel.IPVSDest{NS: netB, Mark: 7, IP: member}, Deleted},
+			driftCase{kernel.IPVSService{NS: netB, Mark: 8}, Changed},
+			driftCase{kernel.IPVSDest{NS: netB, Mark: 8, IP: member, Port: 80}, Changed},
+			driftCase{kernel.IPVSDest{NS: netB, Mark: 8, IP: member, Port: 80}, Deleted},
 		)
 	}
 	return cases

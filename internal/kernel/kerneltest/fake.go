@@ -185,8 +185,12 @@ func (f *Fake) Apply(ctx context.Context, ops []kernel.Op) []error {
 	return errs
 }
 
-// batched reports whether ops like this one are done in one transaction; IPVS knows none.
+// batched reports whether ops like this one are done in one transaction; IPVS and
+// devices know none.
 func batched(o kernel.Op) bool {
+	if _, ok := o.Key.(kernel.TaskTunnel); ok {
+		return false
+	}
 	return !kernel.IsIPVS(o.Key) && (o.Key.Phase() == kernel.PhaseVIP || o.Key.Phase() == kernel.PhaseTask)
 }
 

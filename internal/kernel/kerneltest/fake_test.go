@@ -10,7 +10,7 @@ import (
 func TestFakeKeepsContract(t *testing.T) {
 	Contract(t, func(t *testing.T) Subject {
 		f := NewFake()
-		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true, IPVS: true}
+		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true, IPVS: true, Tunnels: true}
 	})
 }
 
@@ -48,7 +48,7 @@ func (w fakeWorld) Spoil(t *testing.T, key kernel.Key, how Damage) {
 		case kernel.FilterSpec:
 			s[key] = kernel.FilterSpec{}
 		}
-		if how == Deleted {
+		if _, ok := key.(kernel.TaskTunnel); ok || how == Deleted { // one with a fault is none
 			w.f.remove(key) // Alter holds the lock
 		}
 	})

@@ -17,7 +17,8 @@ func randomState(t *rapid.T, label string, path string) kernel.State {
 	full := Example()
 	addTables(full, path)
 	addIPVS(full)
-	for _, c := range changeCases(path, true) {
+	addTunnels(full, path)
+	for _, c := range append(changeCases(path, true), tunnelChanges(path)...) {
 		if rapid.IntRange(0, 3).Draw(t, label+" change "+c.name) == 0 {
 			c.change(full)
 		}

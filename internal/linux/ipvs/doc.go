@@ -11,22 +11,53 @@
 //	                       br0 ─▶ veth ─▶ task            local backend, by its own MAC
 //	                        └───▶ vxlan0 ═▶ ... ─▶ task   remote one
 //
-// Forwarding is direct routing (dr): the packet keeps its addresses and gets the
-// backend's MAC, and the task's namespace translates the VIP to its own address,
-// as on the other datapath. The answer goes straight to the client, so IPVS sees
-// one direction of a connection only, and knows how to go by that.
+// Forwarding is per destination:
 //
-// A service stands for all ports of a VIP, for TCP, UDP and SCTP alike. Echo
-// requests to a VIP are answered by the namespace itself.
+//   - dr, direct routing: the packet keeps its addresses and gets the backend's
+//     MAC, and the task's namespace translates the VIP to its own address, as on the
+//     other datapath. The answer goes straight to the client, so IPVS sees one
+//     direction of a connection only, and knows how to go by that.
+//   - tun: the packet, as it is, goes in another IP packet to the backend's address.
+//     A device in the task's namespace takes it out (kernel.TaskTunnel); from there
+//     on it is dr.
+//   - nat: the packet gets the backend's address, and its port if IPVSDest has one.
+//     The answer has to come back here: see kernel.LiftTable.
+//
+// A service stands for all ports of a VIP, for TCP, UDP and SCTP alike, or for the
+// one port that its Mark is for. Echo requests to a VIP are answered by the
+// namespace itself.
+//
+// # What the library leaves out
+//
+// github.com/moby/ipvs changes IPVS, and reads it for Dump. Of its gaps, these are
+// closed here:
+//
+//   - It looks for IPVS once in the life of a process, after modprobe, and fails
+//     from then on if that was too early: nothing is asked of it before the family
+//     is there (Balancer.look), which loads the module by itself.
+//   - It waits for ever for an answer: its socket is closed after sessionTimeout.
+//   - A handle serves one goroutine: each call has its own.
+//   - Its counters have 32 bits: Traffic has a request of its own for those of 64.
+//
+// And these do not matter:
+//
+//   - It sends no address family of a destination: the kernel then takes the
+//     service's, and here both are IPv4. IPv6 services are nobody's here.
+//   - It sends no tunnel type and port: without, the kernel takes IPIP.
+//   - It overlooks that a dump was interrupted. IPVS does not say so either (Linux
+//     up to 7.2): its lists are read by position, and one that is changed meanwhile
+//     may lack an entry. Only sluice changes IPVS in its namespaces, not while it
+//     dumps. Traffic would see the sign, and reads again.
+//   - It knows neither backup daemons nor the resetting of counters: nobody asks.
 //
 // # Limits
 //
-//   - Be aware: IPv4 only, and only services by mark. Others, and destinations
-//     with a port, are somebody else's and are left alone.
+//   - Be aware: IPv4 only, and only services by mark. Others are somebody else's and
+//     are left alone.
+//   - The library reads the first two octets of a weight of four: on a big-endian
+//     machine every weight would read back as 0.
 //   - IPVS has no transactions. Every operation is one, and a packet may come
 //     between two; Diff orders them so that it finds nothing half-made.
-//   - IPVS does not say that a dump was interrupted. It is whole if nobody else
-//     changes IPVS in sluice's namespaces meanwhile.
 //   - If the module is loaded, but the command modprobe is not there, the library
 //     says so once, in a line of its own on standard error.
 package ipvs

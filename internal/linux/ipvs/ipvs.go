@@ -1,10 +1,8 @@
 package ipvs
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -24,14 +22,6 @@ const family = "IPVS"
 // socket waits: generous, for a loaded machine with thousands of services.
 const sessionTimeout = 30 * time.Second
 
-// Flags of a service (include/uapi/linux/ip_vs.h), which the library has no names for.
-const (
-	flagPersistent = 0x1  // IP_VS_SVC_F_PERSISTENT
-	flagHashed     = 0x2  // IP_VS_SVC_F_HASHED: the kernel's own, on every service
-	flagFallback   = 0x8  // IP_VS_SVC_F_SCHED1: what it means is the scheduler's to say
-	flagPort       = 0x10 // IP_VS_SVC_F_SCHED2
-)
-
 // untouched are the timeouts that a new namespace has (tcp_timeouts and
 // udp_timeouts in net/netfilter/ipvs/).
 var untouched = kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 120, UDP: 300}
@@ -39,9 +29,9 @@ var untouched = kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 120, UDP: 300}
 // Balancer reads and changes IPVS. Any number of goroutines may use it, but only
 // one at a time should change one namespace.
 type Balancer struct {
-	// there says that the kernel's family has been seen. Loaded modules with
+	// id is the number of the kernel's family; 0: not seen yet. Loaded modules with
 	// services do not go.
-	there atomic.Bool
+	id atomic.Uint32
 }
 
 // New makes a Balancer. It asks nothing of the kernel.
@@ -64,15 +54,8 @@ func (b *Balancer) open(nsFD int) (*session, error) {
 	}
 	// The library looks for the family once in the life of a process. If that is
 	// before the module is loaded, all of its calls fail from then on.
-	if !b.there.Load() {
-		_, err := netlink.GenlFamilyGet(family)
-		if errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("ipvs: %w; load the module (modprobe ip_vs) or use a kernel that has it: %w", kernel.ErrUnsupported, err)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("ipvs: look for its netlink family: %w", err)
-		}
-		b.there.Store(true)
+	if _, err := b.look(); err != nil {
+		return nil, err
 	}
 	h, err := ipvs.New(fmt.Sprintf("/proc/self/fd/%d", nsFD))
 	if err != nil {
@@ -80,6 +63,28 @@ func (b *Balancer) open(nsFD int) (*session, error) {
 	}
 	// The library's wait for an answer ends when its socket is closed.
 	return &session{h: h, alarm: time.AfterFunc(sessionTimeout, h.Close)}, nil
+}
+
+// look returns the number of IPVS's family, asking for it until it has been there
+// once. Asking loads the module by the kernel's own doing, if it may and the module
+// says so: since about Linux 5.16 (MODULE_ALIAS_GENL_FAMILY in ip_vs_ctl.c). An
+// older one is loaded by modprobe, by the engine's first service with a published
+// port, or by any rule with iptables' match ipvs.
+//
+// kernel.ErrUnsupported: there is no ip_vs.
+func (b *Balancer) look() (uint16, error) {
+	if id := b.id.Load(); id != 0 {
+		return uint16(id), nil
+	}
+	f, err := netlink.GenlFamilyGet(family)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, fmt.Errorf("ipvs: %w; load the module (modprobe ip_vs) or use a kernel that has it: %w", kernel.ErrUnsupported, err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ipvs: look for its netlink family: %w", err)
+	}
+	b.id.Store(uint32(f.ID))
+	return f.ID, nil
 }
 
 func (s *session) close() {
@@ -135,10 +140,10 @@ func (s *session) dump(ns string) (kernel.State, error) {
 		}
 		for _, d := range dests {
 			ip, ok := netip.AddrFromSlice(d.Address)
-			if !ok || !ip.Is4() || d.Port != 0 {
+			if !ok || !ip.Is4() {
 				continue
 			}
-			st[kernel.IPVSDest{NS: ns, Mark: svc.FWMark, IP: ip}] = destSpec(d)
+			st[kernel.IPVSDest{NS: ns, Mark: svc.FWMark, IP: ip, Port: d.Port}] = destSpec(d)
 		}
 	}
 	return st, nil
@@ -197,7 +202,7 @@ func (s *session) apply(o kernel.Op) error {
 			return fmt.Errorf("address %s is not IPv4: %w", k.IP, kernel.ErrUnsupported)
 		}
 		if o.Want == nil {
-			return absent(s.h.DelDestination(byMark(k.Mark), byIP(k.IP)))
+			return absent(s.h.DelDestination(byMark(k.Mark), byKey(k)))
 		}
 		want, ok := o.Want.(kernel.IPVSDestSpec)
 		if !ok {
@@ -257,7 +262,7 @@ func (s *session) setService(k kernel.IPVSService, want kernel.IPVSServiceSpec, 
 
 // setDest makes a destination, or changes the one that is there.
 func (s *session) setDest(k kernel.IPVSDest, want kernel.IPVSDestSpec, there bool) error {
-	d, err := destination(k.IP, want)
+	d, err := destination(k, want)
 	if err != nil {
 		return err
 	}
@@ -277,112 +282,6 @@ func (s *session) setDest(k kernel.IPVSDest, want kernel.IPVSDestSpec, there boo
 		return fmt.Errorf("service fwm %d %w", k.Mark, kernel.ErrNotExist)
 	}
 	return err
-}
-
-// byMark names a service.
-func byMark(mark uint32) *ipvs.Service {
-	return &ipvs.Service{AddressFamily: unix.AF_INET, FWMark: mark}
-}
-
-// byIP names a destination on the ports that clients ask for.
-func byIP(ip netip.Addr) *ipvs.Destination {
-	return &ipvs.Destination{AddressFamily: unix.AF_INET, Address: net.IP(ip.AsSlice())}
-}
-
-// service is the library's form of a service.
-func service(mark uint32, want kernel.IPVSServiceSpec) (*ipvs.Service, error) {
-	switch {
-	case mark == 0:
-		return nil, errors.New("mark 0 is none")
-	case want.Scheduler == "":
-		return nil, errors.New("no scheduler is given; want a name such as rr")
-	case want.Persist < 0 || want.PersistBits < 0 || want.PersistBits > 32 || (want.Persist > 0) != (want.PersistBits > 0):
-		return nil, fmt.Errorf("persistence of %d s for prefixes of %d bits; want both, bits from 1 to 32, or none", want.Persist, want.PersistBits)
-	}
-	svc := byMark(mark)
-	svc.SchedName = want.Scheduler
-	svc.Netmask = netmask(32)
-	if want.Persist > 0 {
-		svc.Flags |= flagPersistent
-		svc.Timeout, svc.Netmask = uint32(want.Persist), netmask(want.PersistBits)
-	}
-	if want.Fallback {
-		svc.Flags |= flagFallback
-	}
-	if want.Port {
-		svc.Flags |= flagPort
-	}
-	return svc, nil
-}
-
-// serviceSpec is the reverse of service; zero if that would not make it so.
-func serviceSpec(svc *ipvs.Service) kernel.IPVSServiceSpec {
-	spec := kernel.IPVSServiceSpec{
-		Scheduler: svc.SchedName, Fallback: svc.Flags&flagFallback != 0, Port: svc.Flags&flagPort != 0,
-	}
-	if svc.Flags&flagPersistent != 0 {
-		spec.Persist = int(svc.Timeout)
-		for n := 1; n <= 32; n++ {
-			if netmask(n) == svc.Netmask {
-				spec.PersistBits = n
-			}
-		}
-	}
-	again, err := service(svc.FWMark, spec)
-	if err != nil || again.Flags != svc.Flags&^flagHashed {
-		return kernel.IPVSServiceSpec{}
-	}
-	return spec
-}
-
-// netmask is the mask of a prefix the way the library wants it: a number whose
-// bytes in memory are those of the mask.
-func netmask(bits int) uint32 {
-	return binary.NativeEndian.Uint32(net.CIDRMask(bits, 32))
-}
-
-// maxWeight is the largest that the library can read back. The kernel takes more.
-const maxWeight = 65535
-
-// methods are the forwarding methods by their numbers (include/uapi/linux/ip_vs.h).
-var methods = []struct {
-	number uint32
-	name   kernel.IPVSMethod
-}{
-	{ipvs.ConnFwdDirectRoute, kernel.IPVSDR},
-	{ipvs.ConnFwdMasq, kernel.IPVSNAT},
-	{ipvs.ConnFwdTunnel, kernel.IPVSTun},
-}
-
-// destination is the library's form of a destination.
-func destination(ip netip.Addr, want kernel.IPVSDestSpec) (*ipvs.Destination, error) {
-	if want.Weight < 0 || want.Weight > maxWeight {
-		return nil, fmt.Errorf("weight %d; want 0 to %d", want.Weight, maxWeight)
-	}
-	if want.Upper < 0 || want.Lower < 0 || want.Upper < want.Lower {
-		return nil, fmt.Errorf("thresholds upper %d, lower %d; want upper >= lower >= 0", want.Upper, want.Lower)
-	}
-	d := byIP(ip)
-	d.Weight, d.UpperThreshold, d.LowerThreshold = want.Weight, uint32(want.Upper), uint32(want.Lower)
-	for _, m := range methods {
-		if m.name == want.Method {
-			d.ConnectionFlags = m.number
-			return d, nil
-		}
-	}
-	return nil, fmt.Errorf("forwarding method %q: %w; want dr, nat or tun", want.Method, kernel.ErrUnsupported)
-}
-
-// destSpec is the reverse of destination; zero if the method is none of ours.
-func destSpec(d *ipvs.Destination) kernel.IPVSDestSpec {
-	for _, m := range methods {
-		if m.number == d.ConnectionFlags&ipvs.ConnFwdMask {
-			return kernel.IPVSDestSpec{
-				Weight: d.Weight, Method: m.name, Upper: int(d.UpperThreshold), Lower: int(d.LowerThreshold),
-			}
-		}
-	}
-	return kernel.IPVSDestSpec{}
 }
 
 // Probe tries whether the kernel has IPVS, in the namespace that nsFD refers to,

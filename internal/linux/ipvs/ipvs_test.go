@@ -104,11 +104,26 @@ func TestEveryFieldReadsBack(t *testing.T) {
 			for _, flag := range []bool{false, true} {
 				l.set(kernel.State{
 					kernel.IPVSTimeouts{NS: ns}: kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120},
-					service(1<<32 - 1):          kernel.IPVSServiceSpec{Scheduler: "sh", Persist: persist, PersistBits: bits, Fallback: flag, Port: !flag},
+					service(1<<32 - 1):          kernel.IPVSServiceSpec{Scheduler: "sh", Persist: persist, PersistBits: bits, Fallback: flag, Port: !flag, OnePacket: flag},
 				})
 			}
 		}
 	}
+	// One address on the client's port and on two others: three destinations.
+	nat := kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT}
+	ports := kernel.State{service(1): kernel.IPVSServiceSpec{Scheduler: "rr", OnePacket: true}}
+	for _, p := range []uint16{0, 1, 65535} {
+		k := dest(1, "10.255.0.2")
+		k.Port = p
+		ports[k] = nat
+	}
+	l.set(ports)
+	for k := range ports {
+		if d, ok := k.(kernel.IPVSDest); ok && d.Port == 1 {
+			delete(ports, k)
+		}
+	}
+	l.set(ports)
 	for _, m := range []kernel.IPVSMethod{kernel.IPVSDR, kernel.IPVSNAT, kernel.IPVSTun} {
 		for _, weight := range []int{0, 1, 65535} {
 			l.set(kernel.State{
@@ -134,6 +149,8 @@ func TestBadValuesAreRefused(t *testing.T) {
 		{Key: dest(1, "10.0.0.1"), Want: kernel.IPVSDestSpec{Weight: -1, Method: kernel.IPVSDR}},
 		{Key: dest(1, "10.0.0.1"), Want: kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR, Lower: 1}},
 		{Key: dest(1, "10.0.0.1"), Want: kernel.IPVSDestSpec{Weight: 1}},
+		{Key: kernel.IPVSDest{NS: ns, Mark: 1, IP: netip.MustParseAddr("10.0.0.1"), Port: 80}, Want: kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}},
+		{Key: kernel.IPVSDest{NS: ns, Mark: 1, IP: netip.MustParseAddr("10.0.0.1"), Port: 80}, Want: kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSTun}},
 		{Key: dest(1, "fd00::1"), Want: kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}},
 		{Key: kernel.IPVSTimeouts{NS: ns}, Want: kernel.IPVSTimeoutsSpec{TCP: 1, FIN: 1}},
 		{Key: kernel.IPVSService{NS: "sluice-b", Mark: 3}, Want: good},
@@ -186,13 +203,23 @@ func TestForeignServicesAreLeftAlone(t *testing.T) {
 		}
 	}
 	l.same(kernel.State{})
-	// One of ours with flags that we would not give it (one-packet scheduling, 4).
-	odd := &mobyipvs.Service{AddressFamily: unix.AF_INET, FWMark: 6, SchedName: "rr", Netmask: 0xffffffff, Flags: 4}
+	// One of ours with flags that we would not give it (IP_VS_SVC_F_SCHED3, 0x20),
+	// and a destination with a port that no packet would get.
+	odd := &mobyipvs.Service{AddressFamily: unix.AF_INET, FWMark: 6, SchedName: "rr", Netmask: 0xffffffff, Flags: 0x20}
 	if err := h.NewService(odd); err != nil {
 		t.Fatal(err)
 	}
-	l.same(kernel.State{service(6): kernel.IPVSServiceSpec{}})
-	l.set(kernel.State{service(6): kernel.IPVSServiceSpec{Scheduler: "rr"}})
+	port := &mobyipvs.Destination{Address: []byte{10, 255, 0, 2}, Port: 80, Weight: 1, ConnectionFlags: mobyipvs.ConnFwdDirectRoute}
+	if err := h.NewDestination(odd, port); err != nil {
+		t.Fatal(err)
+	}
+	at80 := dest(6, "10.255.0.2")
+	at80.Port = 80
+	l.same(kernel.State{service(6): kernel.IPVSServiceSpec{}, at80: kernel.IPVSDestSpec{}})
+	l.set(kernel.State{
+		service(6): kernel.IPVSServiceSpec{Scheduler: "rr"},
+		at80:       kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSNAT},
+	})
 	l.set(kernel.State{})
 	if left, err := h.GetServices(); err != nil || len(left) != 2 {
 		t.Errorf("left of two foreign services: %d, %v", len(left), err)

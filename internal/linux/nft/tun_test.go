@@ -1,0 +1,224 @@
+package nft_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/internal/kernel"
+	"sluice/internal/linux"
+	"sluice/internal/netnstest"
+)
+
+// The way of a packet through a tunnel:
+//
+//	a ─▶ br0 ─▶ stack: IPVS ─▶ IPIP to b ─▶ br0 ─▶ b's eth0 ─▶ slt… ─▶ VIP → own address ─▶ b
+//	a ◀─────────────────────────────── br0 ◀─ b's eth0 ◀──────────────────────────────────┘
+//
+// Through the hosts' tunnel (VXLAN) just so.
+
+// newTunLab is newIPVSLab whose tasks can have tunnels.
+func newTunLab(t testing.TB) *lab {
+	t.Helper()
+	netnstest.Need(t, netnstest.Root, netnstest.IPVS, netnstest.IPIP)
+	return newIPVSLab(t)
+}
+
+// setTun is set with every backend in a tunnel.
+func (l *lab) setTun(services ...service) {
+	t := l.t
+	t.Helper()
+	l.set(services...)
+	for _, k := range l.tasks {
+		if slices.ContainsFunc(services, func(s service) bool { return slices.Contains(s.ready, k) }) {
+			k.addTunnel(t)
+		}
+	}
+	for _, h := range []*host{l.one, l.two} {
+		want := l.want(h, services...)
+		for key, v := range want {
+			if d, ok := v.(kernel.IPVSDestSpec); ok {
+				d.Method = kernel.IPVSTun
+				want[key] = d
+			}
+		}
+		h.apply(t, want)
+	}
+}
+
+// addTunnel gives a task its tunnel, as the node does.
+func (k *task) addTunnel(t testing.TB) {
+	t.Helper()
+	node, err := linux.New(linux.Config{NetnsDir: netnstest.Dir(t), HostNetns: fmt.Sprintf("/proc/self/fd/%d", k.on.fd), NoFilter: true})
+	must(t, err)
+	defer func() { must(t, node.Close()) }()
+	key := kernel.TaskTunnel{Sandbox: fmt.Sprintf("/proc/self/fd/%d", k.fd), Addr: k.ip}
+	must(t, errors.Join(node.Apply(t.Context(), []kernel.Op{{Key: key, Want: kernel.TaskTunnelSpec{}}})...))
+}
+
+// tunnelled is how many packets a task has had out of its tunnel.
+func (k *task) tunnelled(t testing.TB) uint64 {
+	t.Helper()
+	links, err := k.h.LinkList()
+	must(t, err)
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, "slt") {
+			return l.Attrs().Statistics.RxPackets
+		}
+	}
+	t.Fatalf("task %s has no tunnel", k.name)
+	return 0
+}
+
+// setRPFilter sets what a host may have set for its containers.
+func (k *task) setRPFilter(t testing.TB, value string) {
+	t.Helper()
+	do(t, k.fd, func() error {
+		for _, dev := range []string{"all", "default", "eth0"} {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/rp_filter", []byte(value), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Whatever a host's rp_filter is, a backend here and one elsewhere get the packets
+// by their tunnels and see the client's own address.
+func TestTunnelReachesEveryBackend(t *testing.T) {
+	for _, rp := range []string{"0", "1", "2"} {
+		t.Run("rp_filter "+rp, func(t *testing.T) {
+			l := newTunLab(t)
+			for _, k := range l.tasks {
+				k.setRPFilter(t, rp)
+			}
+			l.serveAll("0.0.0.0:80")
+			l.setTun(service{vip: vip1, ready: l.names("bd")})
+			a := l.tasks["a"]
+			wantHits(t, l.hits(a, vip1+":80", 4), map[string]int{"b": 2, "d": 2})
+			c, err := a.dial("", vip1+":80")
+			must(t, err)
+			if c.client != c.LocalAddr().String() {
+				t.Errorf("client %s was seen as %s", c.LocalAddr(), c.client)
+			}
+			c.Close()
+			got := map[string]int{}
+			for range 4 {
+				pc := a.udp(t, "")
+				b, err := ask(pc, vip1+":80", []byte("?"))
+				must(t, err)
+				ans := parseAnswer(string(b))
+				port := netip.MustParseAddrPort(pc.LocalAddr().String()).Port()
+				if want := netip.AddrPortFrom(a.ip, port).String(); ans.client != want {
+					t.Errorf("client %s was seen as %s", want, ans.client)
+				}
+				got[ans.server]++
+			}
+			wantHits(t, got, map[string]int{"b": 2, "d": 2})
+			for _, name := range []string{"b", "d"} {
+				if n := l.tasks[name].tunnelled(t); n < 2*5 { // two connections and two datagrams, at the least
+					t.Errorf("%s had %d packets out of its tunnel", name, n)
+				}
+			}
+			// A closed port refuses as the backend itself would.
+			for range 2 {
+				if _, err := a.dial("", vip1+":81"); err == nil || !strings.Contains(err.Error(), "refused") {
+					t.Errorf("closed port: %v, want refused", err)
+				}
+			}
+		})
+	}
+}
+
+// A backend that is a client gets the other one, and one that is alone itself.
+func TestTunnelOfAMember(t *testing.T) {
+	l := newTunLab(t)
+	l.serveAll("0.0.0.0:80")
+	l.setTun(service{vip: vip1, ready: l.names("bd")})
+	wantHits(t, l.hits(l.tasks["b"], vip1+":80", 2), map[string]int{"d": 2})
+	l.setTun(service{vip: vip1, ready: l.names("b")})
+	wantHits(t, l.hits(l.tasks["b"], vip1+":80", 2), map[string]int{"b": 2})
+}
+
+// The tunnel takes 20 octets of a packet that is as large as the network carries.
+func TestTunnelCarriesAMegabyte(t *testing.T) {
+	for _, server := range []string{"b", "d"} {
+		t.Run(server, func(t *testing.T) {
+			l := newTunLab(t)
+			l.serveAll("0.0.0.0:80")
+			l.setTun(service{vip: vip1, ready: l.names(server)})
+			c, err := l.tasks["a"].dial("", vip1+":80")
+			must(t, err)
+			defer c.Close()
+			began := time.Now()
+			c.SetDeadline(began.Add(4 * patience))
+			sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+			done := make(chan error, 1)
+			go func() {
+				_, err := c.Write(sent)
+				done <- err
+			}()
+			got := make([]byte, len(sent))
+			_, err = io.ReadFull(c.r, got)
+			must(t, err)
+			must(t, <-done)
+			if !bytes.Equal(got, sent) {
+				t.Error("what came back is something else")
+			}
+			t.Logf("1 MB there and back in %v, %d packets out of the tunnel", time.Since(began), l.tasks[server].tunnelled(t))
+		})
+	}
+}
+
+// Datagrams as large as the network carries: the client learns by ICMP what the
+// tunnel leaves, and sends fragments from then on. The first may be lost.
+func TestTunnelCarriesLargeDatagrams(t *testing.T) {
+	l := newTunLab(t)
+	l.serveAll("0.0.0.0:80")
+	a := l.tasks["a"]
+	for _, server := range []string{"b", "d"} {
+		l.setTun(service{vip: vip1, ready: l.names(server)})
+		pc := a.udp(t, "")
+		const headers = 20 + 8
+		for _, size := range []int{mtu - headers - 20, mtu - headers - 19, mtu - headers, 8 << 10, 60 << 10} {
+			msg := bytes.Repeat([]byte{'x'}, size)
+			// In a while the answer to a question before the last may come; all are alike.
+			tries := 0
+			for deadline := time.Now().Add(patience); ; tries++ {
+				got, err := askFor(pc, vip1+":80", msg, 200*time.Millisecond)
+				if err == nil && bytes.Equal(got, msg) {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: %d octets: %v", server, size, err)
+				}
+			}
+			t.Logf("%s: %d octets: lost %d", server, size, tries)
+		}
+	}
+}
+
+// askFor is one question and the time to wait for its answer.
+func askFor(pc net.PacketConn, address string, msg []byte, wait time.Duration) ([]byte, error) {
+	to, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := pc.WriteTo(msg, to); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 1<<16)
+	if err := pc.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return nil, err
+	}
+	n, _, err := pc.ReadFrom(buf)
+	return buf[:n], err
+}
