@@ -83,6 +83,12 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 // ipvs adds services of IPVS and what leads to them.
 func ipvs(t *rapid.T, s kernel.State, ns string) {
 	s[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
+	s[kernel.LiftTable{NS: ns}] = kernel.LiftTableSpec{Router: mac(t)}
+	for _, ip := range some(t, "10.0.0") {
+		s[kernel.LiftFrom{NS: ns, IP: ip}] = kernel.LiftFromSpec{}
+		s[kernel.LiftTo{NS: ns, IP: ip}] = kernel.LiftToSpec{}
+		s[kernel.Mark{NS: ns, VIP: ip, Proto: model.TCP, Port: port(t)}] = kernel.MarkSpec{Mark: 1}
+	}
 	s[kernel.IPVSTimeouts{NS: ns}] = kernel.IPVSTimeoutsSpec{TCP: rapid.IntRange(1, 2).Draw(t, "tcp"), FIN: 1, UDP: 1}
 	for i, vip := range some(t, "10.0.2") {
 		n := uint32(i + 1)

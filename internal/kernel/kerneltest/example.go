@@ -87,6 +87,9 @@ func addTables(s kernel.State, path string) {
 		s[kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(ip)}] = kernel.AliveSpec{}
 	}
 	s[kernel.Other{NS: netA, VIP: vip, Client: member}] = kernel.OtherSpec{MAC: model.MACFor(remote)}
+	s[kernel.LiftTable{NS: netA}] = kernel.LiftTableSpec{Router: router}
+	s[kernel.LiftFrom{NS: netA, IP: remote}] = kernel.LiftFromSpec{}
+	s[kernel.LiftTo{NS: netA, IP: member}] = kernel.LiftToSpec{}
 	s[kernel.TaskTable{Sandbox: path}] = kernel.TaskTableSpec{}
 	s[kernel.TaskVIP{Sandbox: path, VIP: vip}] = kernel.TaskVIPSpec{Addr: member}
 	s[kernel.TaskVIP{Sandbox: path, VIP: secondVIP}] = kernel.TaskVIPSpec{Addr: secondMember}
@@ -98,6 +101,8 @@ func addIPVS(s kernel.State) {
 	s[kernel.MarkTable{NS: netB}] = kernel.MarkTableSpec{}
 	s[kernel.Mark{NS: netB, VIP: vip}] = kernel.MarkSpec{Mark: 7}
 	s[kernel.Mark{NS: netB, VIP: vip, Client: member}] = kernel.MarkSpec{Mark: 7 + 2<<16}
+	s[kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}] = kernel.MarkSpec{Mark: 7}
+	s[kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}] = kernel.MarkSpec{Mark: 7 + 2<<16}
 	s[kernel.IPVSTimeouts{NS: netB}] = kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120}
 	s[kernel.IPVSService{NS: netB, Mark: 7}] = kernel.IPVSServiceSpec{Scheduler: "rr"}
 	s[kernel.IPVSService{NS: netB, Mark: 7 + 2<<16}] = kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true}
@@ -161,6 +166,9 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.Slot{NS: netA, VIP: vip, Slot: 1}, kernel.SlotSpec{MAC: other}),
 			put(kernel.Alive{NS: netA, VIP: vip, MAC: other}, kernel.AliveSpec{}),
 			put(kernel.Other{NS: netA, VIP: vip, Client: member}, kernel.OtherSpec{MAC: other}),
+			put(kernel.LiftTable{NS: netA}, kernel.LiftTableSpec{Router: other}),
+			put(kernel.LiftFrom{NS: netA, IP: member}, kernel.LiftFromSpec{}),
+			put(kernel.LiftTo{NS: netA, IP: remote}, kernel.LiftToSpec{}),
 			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
 		)
 	}
@@ -170,6 +178,9 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 		cases = append(cases,
 			put(kernel.Mark{NS: netB, VIP: vip}, kernel.MarkSpec{Mark: 7 + 2<<16}),
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}, kernel.MarkSpec{Mark: 7 + 2<<16}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.SCTP, Port: 80}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}, kernel.MarkSpec{Mark: 7}),
 			put(kernel.IPVSTimeouts{NS: netB}, kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 60, UDP: 120}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "wlc"}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true, Port: true}),
@@ -213,12 +224,15 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 	if sandbox != "" {
 		cases = append(cases,
 			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
+			driftCase{kernel.LiftTable{NS: netA}, Deleted},
+			driftCase{kernel.LiftTo{NS: netA, IP: member}, Deleted},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
 		)
 	}
 	if ipvs {
 		cases = append(cases,
 			driftCase{kernel.MarkTable{NS: netB}, Deleted},
+			driftCase{kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}, Deleted},
 			driftCase{kernel.IPVSTimeouts{NS: netB}, Changed},
 			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Changed},
 			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Deleted},
