@@ -68,9 +68,12 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 	for _, a := range some(t, "10.0.0") {
 		s[kernel.Member{NS: ns, IP: a}] = kernel.MemberSpec{MAC: mac(t)}
 	}
+	for _, a := range some(t, "10.0.0") {
+		s[kernel.Real{NS: ns, MAC: model.MACFor(a)}] = kernel.RealSpec{IP: addrs("10.0.0").Draw(t, "real")}
+	}
 	for _, vip := range some(t, "10.0.2") {
 		n := rapid.IntRange(0, 3).Draw(t, "slots")
-		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n}
+		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n, NAT: rapid.Bool().Draw(t, "nat")}
 		for i := range n {
 			m := mac(t)
 			s[kernel.Slot{NS: ns, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: m}

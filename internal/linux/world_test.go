@@ -97,6 +97,8 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "nft delete table bridge sluice")
 	case kernel.MarkTable:
 		run(t, ns, "nft delete table ip sluice")
+	case kernel.Real:
+		run(t, ns, "nft delete element bridge sluice real { %s }", k.MAC)
 	case kernel.LiftTable:
 		run(t, ns, "nft delete table bridge sluice-lift")
 	case kernel.LiftTo:

@@ -87,6 +87,7 @@ func addTables(s kernel.State, path string) {
 		s[kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(ip)}] = kernel.AliveSpec{}
 	}
 	s[kernel.Other{NS: netA, VIP: vip, Client: member}] = kernel.OtherSpec{MAC: model.MACFor(remote)}
+	s[kernel.Real{NS: netA, MAC: model.MACFor(remote)}] = kernel.RealSpec{IP: remote}
 	s[kernel.LiftTable{NS: netA}] = kernel.LiftTableSpec{Router: router}
 	s[kernel.LiftFrom{NS: netA, IP: remote}] = kernel.LiftFromSpec{}
 	s[kernel.LiftTo{NS: netA, IP: member}] = kernel.LiftToSpec{}
@@ -166,6 +167,9 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.Slot{NS: netA, VIP: vip, Slot: 1}, kernel.SlotSpec{MAC: other}),
 			put(kernel.Alive{NS: netA, VIP: vip, MAC: other}, kernel.AliveSpec{}),
 			put(kernel.Other{NS: netA, VIP: vip, Client: member}, kernel.OtherSpec{MAC: other}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "rr", Slots: 2, NAT: true}),
+			put(kernel.Real{NS: netA, MAC: model.MACFor(remote)}, kernel.RealSpec{IP: member}),
+			put(kernel.Real{NS: netA, MAC: other}, kernel.RealSpec{IP: member}),
 			put(kernel.LiftTable{NS: netA}, kernel.LiftTableSpec{Router: other}),
 			put(kernel.LiftFrom{NS: netA, IP: member}, kernel.LiftFromSpec{}),
 			put(kernel.LiftTo{NS: netA, IP: remote}, kernel.LiftToSpec{}),
@@ -224,6 +228,7 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 	if sandbox != "" {
 		cases = append(cases,
 			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
+			driftCase{kernel.Real{NS: netA, MAC: model.MACFor(remote)}, Deleted},
 			driftCase{kernel.LiftTable{NS: netA}, Deleted},
 			driftCase{kernel.LiftTo{NS: netA, IP: member}, Deleted},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},

@@ -63,7 +63,8 @@ const (
 )
 
 // How many elements packets may make. The kernel holds 140 octets for each, so
-// the three maps of flows, all full, take 110 MB.
+// the three maps of flows, all full, take 110 MB, and if all of it is for VIPs
+// whose packets get the backend's address, those of nat.go 150 MB more.
 const (
 	// What conntrack allows on a host with more than 4 GB of memory; each of
 	// these connections needs an entry there too.
@@ -121,7 +122,7 @@ func bridgeSets() []set {
 		types         = func(t ...nftables.SetDatatype) []nftables.SetDatatype { return t }
 		flow          = types(ip, ip, port, port)
 	)
-	return []set{
+	return append([]set{
 		{name: setVIPs, key: types(ip)},
 		{name: mapPick, key: types(ip), data: nftables.TypeVerdict},
 		{name: mapSlots, key: types(ip, number), data: mac},
@@ -134,7 +135,7 @@ func bridgeSets() []set {
 		{name: mapUDP, key: flow, data: mac, timeout: lifeUDP, size: sizeFlows},
 		{name: mapRest, key: types(ip, ip, proto), data: mac, timeout: lifeRest, size: sizeRest},
 		{name: mapFrags, key: types(ip, ip, proto, port), data: mac, timeout: lifeFrags, size: sizeFrags},
-	}
+	}, natSets()...)
 }
 
 // bridgeRuleset is the fixed part of table bridge sluice. The picture in doc.go
@@ -158,6 +159,8 @@ func bridgeRuleset(spec kernel.BridgeTableSpec) ruleset {
 	rs.rules = append(rs.rules, icmpRules()...)
 	rs.rules = append(rs.rules, restRules()...)
 	rs.rules = append(rs.rules, chooseRules(spec.Router)...)
+	rs.chains = append(rs.chains, natChains()...)
+	rs.rules = append(rs.rules, natRules(spec)...)
 	return rs
 }
 
@@ -220,11 +223,7 @@ func entryRules(spec kernel.BridgeTableSpec) []rule {
 		is(r0, 0x08, 0x00), // ETH_P_IP
 		ipDaddr(r0), inSet(r0, setVIPs),
 	)
-	if spec.Uplink != "" {
-		name := make([]byte, unix.IFNAMSIZ)
-		copy(name, spec.Uplink)
-		entry = append(entry, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: r0}, isNot(r0, name...))
-	}
+	entry = append(entry, fromHere(spec)...)
 	return []rule{
 		newRule(chainPrerouting, entryText(spec), entry, goTo(chainVIP)),
 
@@ -248,6 +247,16 @@ func entryRules(spec kernel.BridgeTableSpec) []rule {
 		newRule(chainBalance, "ICMP", protocol(unix.IPPROTO_ICMP), goTo(chainICMP)),
 		newRule(chainBalance, "others", goTo(chainRest)),
 	}
+}
+
+// fromHere matches what is not from the uplink.
+func fromHere(spec kernel.BridgeTableSpec) []expr.Any {
+	if spec.Uplink == "" {
+		return nil
+	}
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, spec.Uplink)
+	return part(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: r0}, isNot(r0, name...))
 }
 
 func tcpRules() []rule {
@@ -443,6 +452,7 @@ const hashSeed = 1
 // parsePickText is the reverse of a pick rule's text, kernel.VIPSpec.String.
 func parsePickText(s string) (kernel.VIPSpec, bool) {
 	var spec kernel.VIPSpec
+	spec.NAT = strings.HasSuffix(s, " nat")
 	if _, err := fmt.Sscanf(s, "%s slots %d", &spec.Scheduler, &spec.Slots); err != nil {
 		return kernel.VIPSpec{}, false
 	}
@@ -458,7 +468,11 @@ func ipKey(a netip.Addr) string {
 }
 func macKey(m model.MAC) string  { return string(m[:]) + "\x00\x00" }
 func macData(m model.MAC) string { return string(m[:]) }
-func slotKey(n int) string       { return string(binary.NativeEndian.AppendUint32(nil, uint32(n))) }
+func portKey(proto model.Proto, port uint16) string {
+	return string([]byte{proto.Number(), 0, 0, 0}) + portData(port) + "\x00\x00"
+}
+func portData(port uint16) string { return string(binary.BigEndian.AppendUint16(nil, port)) }
+func slotKey(n int) string        { return string(binary.NativeEndian.AppendUint32(nil, uint32(n))) }
 
 // The reverse; offset counts octets. ok is false if the key is too short.
 func keyIP(key string, offset int) (a netip.Addr, ok bool) {
@@ -473,6 +487,26 @@ func keyMAC(key string, offset int) (m model.MAC, ok bool) {
 	}
 	copy(m[:], key[offset:])
 	return m, true
+}
+func keyPort(key string, offset int) (port uint16, ok bool) {
+	if len(key) < offset+2 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint16([]byte(key[offset:])), true
+}
+
+// keyProtoPort reads what portKey wrote. ok is false also if the protocol has no ports.
+func keyProtoPort(key string, offset int) (proto model.Proto, port uint16, ok bool) {
+	if len(key) < offset+8 {
+		return "", 0, false
+	}
+	for _, p := range []model.Proto{model.TCP, model.UDP, model.SCTP} {
+		if p.Number() == key[offset] {
+			port, ok = keyPort(key, offset+4)
+			return p, port, ok
+		}
+	}
+	return "", 0, false
 }
 func keySlot(key string, offset int) (n int, ok bool) {
 	if len(key) < offset+4 {

@@ -3,14 +3,12 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
-	"strconv"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
-	"sluice/internal/model"
 )
 
 // The maps of table ip sluice in a network's namespace. A task's namespace has
@@ -120,7 +118,7 @@ func dumpMarks(nsFD int, ns string) (kernel.State, error) {
 	}
 	for key, data := range f.elems[mapPortMarks] {
 		vip, ok1 := keyIP(key, 0)
-		proto, port, ok2 := keyPort(key, 4)
+		proto, port, ok2 := keyProtoPort(key, 4)
 		if ok1 && ok2 {
 			put(kernel.Mark{NS: ns, VIP: vip, Proto: proto, Port: port}, data)
 		}
@@ -128,43 +126,12 @@ func dumpMarks(nsFD int, ns string) (kernel.State, error) {
 	for key, data := range f.elems[mapOwnPortMarks] {
 		client, ok1 := keyIP(key, 0)
 		vip, ok2 := keyIP(key, 4)
-		proto, port, ok3 := keyPort(key, 8)
+		proto, port, ok3 := keyProtoPort(key, 8)
 		if ok1 && ok2 && ok3 {
 			put(kernel.Mark{NS: ns, VIP: vip, Client: client, Proto: proto, Port: port}, data)
 		}
 	}
 	return st, nil
-}
-
-// portKey is a protocol and a port in an element's key.
-func portKey(p model.Proto, port uint16) (string, error) {
-	n := p.Number()
-	if n == 0 {
-		v, err := strconv.ParseUint(string(p), 10, 8)
-		if n = byte(v); err != nil || protoOf(n) != p {
-			return "", fmt.Errorf("protocol %q %w; want tcp, udp or sctp", p, kernel.ErrUnsupported)
-		}
-	}
-	return string([]byte{n, 0, 0, 0, byte(port >> 8), byte(port), 0, 0}), nil
-}
-
-// keyPort is the reverse of portKey.
-func keyPort(key string, offset int) (p model.Proto, port uint16, ok bool) {
-	if len(key) < offset+6 {
-		return "", 0, false
-	}
-	return protoOf(key[offset]), binary.BigEndian.Uint16([]byte(key[offset+4:])), true
-}
-
-// protoOf is the protocol with a number. One that is none of ours, which somebody
-// else has put into a map, is its number in decimal, so that it can be deleted.
-func protoOf(n byte) model.Proto {
-	for _, p := range []model.Proto{model.TCP, model.UDP, model.SCTP} {
-		if p.Number() == n {
-			return p
-		}
-	}
-	return model.Proto(strconv.Itoa(int(n)))
 }
 
 // applyMarks changes table ip sluice of a network's namespace in one transaction.
@@ -211,11 +178,10 @@ func (c *change) markOp(op kernel.Op) error {
 		set, portSet, key = mapOwnMarks, mapOwnPortMarks, ipKey(k.Client)+key
 	}
 	if k.Proto != "" || k.Port != 0 {
-		port, err := portKey(k.Proto, k.Port)
-		if err != nil {
-			return fmt.Errorf("%s: %w", k, err)
+		if k.Proto.Number() == 0 {
+			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
 		}
-		set, key = portSet, key+port
+		set, key = portSet, key+portKey(k.Proto, k.Port)
 	}
 	c.elem(op, set, key, markData(have.Mark), markData(want.Mark))
 	return nil

@@ -100,7 +100,7 @@ func TestMarkTableIsMended(t *testing.T) {
 		"flush chain ip sluice prerouting",
 		"flush map ip sluice marks",
 		"flush map ip sluice own-port-marks",
-		"add element ip sluice port-marks { 10.255.0.100 . icmp . 9 : 7 }",
+		"add element ip sluice port-marks { 10.255.0.100 . udp . 9 : 7 }",
 		"add rule ip sluice output accept",
 		"add chain ip sluice other",
 	} {

@@ -24,7 +24,7 @@ func TestTextsReadBack(t *testing.T) {
 			t.Errorf("%q reads back as %v, %v", entryText(spec), got, ok)
 		}
 	}
-	for _, spec := range []kernel.VIPSpec{{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1}} {
+	for _, spec := range []kernel.VIPSpec{{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1}, {Scheduler: "rr", Slots: 1, NAT: true}} {
 		if got, ok := parsePickText(spec.String()); !ok || got != spec {
 			t.Errorf("%q reads back as %v, %v", spec, got, ok)
 		}
@@ -43,7 +43,8 @@ func TestTextsReadBack(t *testing.T) {
 // nft aborts on longer comments, and libnftnl has room for no more.
 func TestCommentsAreShort(t *testing.T) {
 	rs := bridgeRuleset(kernel.BridgeTableSpec{Router: model.MAC{0xff}, Uplink: strings.Repeat("x", 15)})
-	for _, r := range append(rs.rules, taskRuleset().rules...) {
+	lift := liftRuleset(kernel.LiftTableSpec{Router: model.MAC{0xff}})
+	for _, r := range append(append(rs.rules, taskRuleset().rules...), lift.rules...) {
 		c, err := r.comment(rs.family)
 		if err != nil {
 			t.Fatal(err)
@@ -103,7 +104,14 @@ func FuzzDecode(f *testing.F) {
 			exists: true,
 			rules:  map[string][]string{chainPrerouting: {comment}, pickPrefix + "10.0.0.1": {comment}},
 			chains: map[string]chain{pickPrefix + "10.0.0.1": {name: pickPrefix + "10.0.0.1"}},
-			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m},
+			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m, setNAT: m, mapReal: m, mapPorts: m},
+		}, "sluice-fuzz")
+		if err != nil {
+			t.Error(err)
+		}
+		_, err = liftState(found{
+			exists: true, rules: map[string][]string{chainPrerouting: {comment}},
+			elems: map[string]map[string]string{setLiftFrom: m, setLiftTo: m},
 		}, "sluice-fuzz")
 		if err != nil {
 			t.Error(err)

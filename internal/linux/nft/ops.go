@@ -106,6 +106,8 @@ func (c *change) bridgeOp(op kernel.Op) error {
 			return err
 		}
 		c.elem(op, mapOthers, ipKey(k.Client)+ipKey(k.VIP), macData(have.MAC), macData(want.MAC))
+	case kernel.Port, kernel.Real:
+		return c.natOp(op)
 	default:
 		return fmt.Errorf("%s is not of table bridge %s", k, tableName)
 	}
@@ -122,6 +124,7 @@ func (c *change) vipOp(k kernel.VIP, op kernel.Op) error {
 	name, key := pickChain(k.IP), ipKey(k.IP)
 	c.elem(op, setVIPs, key, "", "")
 	c.elem(op, mapPick, key, jumpTo(name), jumpTo(name))
+	c.put(setNAT, key, flag(op.Have != nil && have.NAT), flag(op.Want != nil && want.NAT))
 	c.sure = c.sure && (op.Have == nil || have != kernel.VIPSpec{})
 	if op.Want == nil {
 		c.picks[name] = nil

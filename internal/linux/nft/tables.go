@@ -18,7 +18,7 @@ type Tables struct{}
 
 // configured are the sets whose elements Apply writes; the rest belongs to packets.
 func configured() []string {
-	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers}
+	return append([]string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers}, natConfigured()...)
 }
 
 // DumpBridge returns what the tables of a network's namespace hold, bridge sluice,
@@ -69,6 +69,7 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 	if err := vipStates(f, ns, st); err != nil {
 		return nil, fmt.Errorf("netns %s: %w", ns, err)
 	}
+	natStates(f, ns, st)
 	for key, data := range f.elems[mapSlots] {
 		vip, ok1 := keyIP(key, 0)
 		n, ok2 := keySlot(key, 4)
@@ -111,7 +112,7 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 // element in the verdict map, and the chain that this points to with its rule.
 func vipStates(f found, ns string, st kernel.State) error {
 	seen := map[netip.Addr]bool{}
-	for _, s := range []string{setVIPs, mapPick} {
+	for _, s := range []string{setVIPs, setNAT, mapPick} {
 		for key := range f.elems[s] {
 			if vip, ok := keyIP(key, 0); ok {
 				seen[vip] = true
@@ -142,7 +143,7 @@ func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 	}
 	comment := f.rules[name][0]
 	spec, ok := parsePickText(uncomment(comment))
-	if !ok {
+	if _, nat := f.elems[setNAT][ipKey(vip)]; !ok || nat != spec.NAT {
 		return kernel.VIPSpec{}, nil
 	}
 	r, err := pickRule(vip, spec)
