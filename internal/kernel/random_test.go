@@ -68,9 +68,12 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 	for _, a := range some(t, "10.0.0") {
 		s[kernel.Member{NS: ns, IP: a}] = kernel.MemberSpec{MAC: mac(t)}
 	}
+	for _, a := range some(t, "10.0.0") {
+		s[kernel.Real{NS: ns, MAC: model.MACFor(a)}] = kernel.RealSpec{IP: addrs("10.0.0").Draw(t, "real")}
+	}
 	for _, vip := range some(t, "10.0.2") {
 		n := rapid.IntRange(0, 3).Draw(t, "slots")
-		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n, Named: rapid.Bool().Draw(t, "named"), OnePacket: rapid.Bool().Draw(t, "one packet")}
+		s[kernel.VIP{NS: ns, IP: vip}] = kernel.VIPSpec{Scheduler: "rr", Slots: n, Named: rapid.Bool().Draw(t, "named"), OnePacket: rapid.Bool().Draw(t, "one packet"), NAT: rapid.Bool().Draw(t, "nat")}
 		for _, p := range somePorts(t) {
 			s[kernel.Port{NS: ns, VIP: vip, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
 		}
@@ -86,6 +89,12 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 // ipvs adds services of IPVS and what leads to them.
 func ipvs(t *rapid.T, s kernel.State, ns string) {
 	s[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
+	s[kernel.LiftTable{NS: ns}] = kernel.LiftTableSpec{Router: mac(t)}
+	for _, ip := range some(t, "10.0.0") {
+		s[kernel.LiftFrom{NS: ns, IP: ip}] = kernel.LiftFromSpec{}
+		s[kernel.LiftTo{NS: ns, IP: ip}] = kernel.LiftToSpec{}
+		s[kernel.Mark{NS: ns, VIP: ip, Proto: model.TCP, Port: port(t)}] = kernel.MarkSpec{Mark: 1}
+	}
 	s[kernel.IPVSTimeouts{NS: ns}] = kernel.IPVSTimeoutsSpec{TCP: rapid.IntRange(1, 2).Draw(t, "tcp"), FIN: 1, UDP: 1}
 	for i, vip := range some(t, "10.0.2") {
 		n := uint32(i + 1)

@@ -97,6 +97,14 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "nft delete table bridge sluice")
 	case kernel.MarkTable:
 		run(t, ns, "nft delete table ip sluice")
+	case kernel.Real:
+		run(t, ns, "nft delete element bridge sluice real { %s }", k.MAC)
+	case kernel.LiftTable:
+		run(t, ns, "nft delete table bridge sluice-lift")
+	case kernel.LiftTo:
+		run(t, ns, "nft delete element bridge sluice-lift to { %s }", k.IP)
+	case kernel.Mark: // of a port
+		run(t, ns, "nft delete element ip sluice port-marks { %s . %s . %d }", k.VIP, k.Proto, k.Port)
 	case kernel.IPVSTimeouts, kernel.IPVSService, kernel.IPVSDest:
 		w.spoilIPVS(t, ns, key, how)
 	case kernel.Port:

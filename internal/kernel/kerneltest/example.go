@@ -89,6 +89,10 @@ func addTables(s kernel.State, path string) {
 		s[kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(ip)}] = kernel.AliveSpec{}
 	}
 	s[kernel.Other{NS: netA, VIP: vip, Client: member}] = kernel.OtherSpec{MAC: model.MACFor(remote)}
+	s[kernel.Real{NS: netA, MAC: model.MACFor(remote)}] = kernel.RealSpec{IP: remote}
+	s[kernel.LiftTable{NS: netA}] = kernel.LiftTableSpec{Router: router}
+	s[kernel.LiftFrom{NS: netA, IP: remote}] = kernel.LiftFromSpec{}
+	s[kernel.LiftTo{NS: netA, IP: member}] = kernel.LiftToSpec{}
 	s[kernel.TaskTable{Sandbox: path}] = kernel.TaskTableSpec{}
 	s[kernel.TaskVIP{Sandbox: path, VIP: vip}] = kernel.TaskVIPSpec{Addr: member}
 	s[kernel.TaskPort{Sandbox: path, VIP: vip, Proto: model.TCP, Port: 80}] = kernel.TaskPortSpec{Addr: member, To: 8080}
@@ -101,6 +105,8 @@ func addIPVS(s kernel.State) {
 	s[kernel.MarkTable{NS: netB}] = kernel.MarkTableSpec{}
 	s[kernel.Mark{NS: netB, VIP: vip}] = kernel.MarkSpec{Mark: 7}
 	s[kernel.Mark{NS: netB, VIP: vip, Client: member}] = kernel.MarkSpec{Mark: 7 + 2<<16}
+	s[kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}] = kernel.MarkSpec{Mark: 7}
+	s[kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}] = kernel.MarkSpec{Mark: 7 + 2<<16}
 	s[kernel.IPVSTimeouts{NS: netB}] = kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120}
 	s[kernel.IPVSService{NS: netB, Mark: 7}] = kernel.IPVSServiceSpec{Scheduler: "rr"}
 	s[kernel.IPVSService{NS: netB, Mark: 7 + 2<<16}] = kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true}
@@ -175,6 +181,12 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.Alive{NS: netA, VIP: vip, MAC: other}, kernel.AliveSpec{}),
 			put(kernel.Alive{NS: netA, VIP: vip, MAC: model.MACFor(remote)}, kernel.AliveSpec{Drains: true}),
 			put(kernel.Other{NS: netA, VIP: vip, Client: member}, kernel.OtherSpec{MAC: other}),
+			put(kernel.VIP{NS: netA, IP: vip}, kernel.VIPSpec{Scheduler: "rr", Slots: 2, NAT: true}),
+			put(kernel.Real{NS: netA, MAC: model.MACFor(remote)}, kernel.RealSpec{IP: member}),
+			put(kernel.Real{NS: netA, MAC: other}, kernel.RealSpec{IP: member}),
+			put(kernel.LiftTable{NS: netA}, kernel.LiftTableSpec{Router: other}),
+			put(kernel.LiftFrom{NS: netA, IP: member}, kernel.LiftFromSpec{}),
+			put(kernel.LiftTo{NS: netA, IP: remote}, kernel.LiftToSpec{}),
 			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
 			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 80, Loop: true}),
 			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.UDP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 8080}),
@@ -186,6 +198,9 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 		cases = append(cases,
 			put(kernel.Mark{NS: netB, VIP: vip}, kernel.MarkSpec{Mark: 7 + 2<<16}),
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}, kernel.MarkSpec{Mark: 7 + 2<<16}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.SCTP, Port: 80}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}, kernel.MarkSpec{Mark: 7}),
 			put(kernel.IPVSTimeouts{NS: netB}, kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 60, UDP: 120}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "wlc"}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true, Port: true}),
@@ -234,6 +249,9 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 		cases = append(cases,
 			driftCase{kernel.BridgeTable{NS: netA}, Deleted},
 			driftCase{kernel.Port{NS: netA, VIP: vip, Proto: model.TCP, Port: 80}, Deleted},
+			driftCase{kernel.Real{NS: netA, MAC: model.MACFor(remote)}, Deleted},
+			driftCase{kernel.LiftTable{NS: netA}, Deleted},
+			driftCase{kernel.LiftTo{NS: netA, IP: member}, Deleted},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
 			driftCase{kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, Deleted},
 		)
@@ -241,6 +259,7 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 	if ipvs {
 		cases = append(cases,
 			driftCase{kernel.MarkTable{NS: netB}, Deleted},
+			driftCase{kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}, Deleted},
 			driftCase{kernel.IPVSTimeouts{NS: netB}, Changed},
 			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Changed},
 			driftCase{kernel.IPVSService{NS: netB, Mark: 7}, Deleted},

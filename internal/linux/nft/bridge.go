@@ -69,7 +69,8 @@ const (
 )
 
 // How many elements packets may make. The kernel holds 140 octets for each, so
-// the three maps of flows, all full, take 110 MB.
+// the three maps of flows, all full, take 110 MB, and if all of it is for VIPs
+// whose packets get the backend's address, those of nat.go 150 MB more.
 const (
 	// What conntrack allows on a host with more than 4 GB of memory; each of
 	// these connections needs an entry there too.
@@ -133,7 +134,7 @@ func bridgeSets() []set {
 		types         = func(t ...nftables.SetDatatype) []nftables.SetDatatype { return t }
 		flow          = types(ip, ip, port, port)
 	)
-	return []set{
+	return append([]set{
 		{name: setVIPs, key: types(ip)},
 		{name: mapPick, key: types(ip), data: nftables.TypeVerdict},
 		{name: mapSlots, key: types(ip, number), data: mac},
@@ -152,7 +153,7 @@ func bridgeSets() []set {
 		{name: mapFrags, key: types(ip, ip, proto, port), data: mac, timeout: lifeFrags, size: sizeFrags},
 		// Each VIP's rules say how long its clients are kept; what stands here is for none.
 		{name: mapPersist, key: types(ip, ip), data: mac, timeout: lifeOpen, size: sizePersist},
-	}
+	}, natSets()...)
 }
 
 // bridgeRuleset is the fixed part of table bridge sluice. The picture in doc.go
@@ -177,6 +178,8 @@ func bridgeRuleset(spec kernel.BridgeTableSpec) ruleset {
 	rs.rules = append(rs.rules, icmpRules()...)
 	rs.rules = append(rs.rules, restRules()...)
 	rs.rules = append(rs.rules, chooseRules(spec.Router)...)
+	rs.chains = append(rs.chains, natChains()...)
+	rs.rules = append(rs.rules, natRules(spec)...)
 	return rs
 }
 
@@ -232,11 +235,7 @@ func entryRules(spec kernel.BridgeTableSpec) []rule {
 		is(r0, 0x08, 0x00), // ETH_P_IP
 		ipDaddr(r0), inSet(r0, setVIPs),
 	)
-	if spec.Uplink != "" {
-		name := make([]byte, unix.IFNAMSIZ)
-		copy(name, spec.Uplink)
-		entry = append(entry, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: r0}, isNot(r0, name...))
-	}
+	entry = append(entry, fromHere(spec)...)
 	return []rule{
 		newRule(chainPrerouting, entryText(spec), entry, goTo(chainVIP)),
 
@@ -284,6 +283,16 @@ func openLife(spec kernel.BridgeTableSpec) time.Duration {
 		return lifeOpen
 	}
 	return time.Duration(spec.Open) * time.Second
+}
+
+// fromHere matches what is not from the uplink.
+func fromHere(spec kernel.BridgeTableSpec) []expr.Any {
+	if spec.Uplink == "" {
+		return nil
+	}
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, spec.Uplink)
+	return part(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: r0}, isNot(r0, name...))
 }
 
 func tcpRules(open time.Duration) []rule {

@@ -219,5 +219,5 @@ func parsePickText(s string) (kernel.VIPSpec, bool) {
 
 // vipSets are the sets that a VIP is in, or not, as its spec says.
 func vipSets(spec kernel.VIPSpec) map[string]bool {
-	return map[string]bool{setVIPs: true, setNamed: spec.Named, setOnePacket: spec.OnePacket}
+	return map[string]bool{setVIPs: true, setNamed: spec.Named, setOnePacket: spec.OnePacket, setNAT: spec.NAT}
 }

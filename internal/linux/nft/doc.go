@@ -66,11 +66,23 @@
 // The chain of a VIP counts the connections that began, one-packet's datagrams each;
 // see Traffic. A change of the VIP reads the number and hands it to the new rule.
 //
+// # Packets with the backend's address
+//
+// For a VIP that asks for it (VIPSpec.NAT), the namespace of the task needs no
+// table: a second chain, right behind the first, writes the address of the backend
+// that was chosen, and its port, and the VIP's into the answers. It remembers a
+// flow by what answers show: backend, client and both ports. See nat.go.
+//
+//	client ─▶ br0: choose, then VIP → backend ─▶ … ─▶ task
+//	client ◀─ br0: backend → VIP ◀───────────── … ◀─ task
+//
 // # Beside IPVS
 //
 // Where the kernel's ip_vs balances, a network's namespace has table ip sluice
 // instead, which marks packets to VIPs for it, see markRuleset and
-// sluice/internal/linux/ipvs. The tasks' tables are the same.
+// sluice/internal/linux/ipvs. The tasks' tables are the same. Where IPVS gives
+// packets the backend's address, table bridge sluice-lift takes the answers out of
+// the bridge for it, see liftRuleset.
 //
 // # How it is changed
 //
@@ -100,6 +112,12 @@
 //   - ICMP errors about datagrams of one-packet VIPs end in the namespace's stack.
 //   - One chain and counter serve all ports of a VIP, and each node counts for its
 //     own clients.
+//   - With the backend's address, two connections of one client port are one to the
+//     backend if they are to the VIP and to the backend itself, or to two ports of
+//     the VIP that lead to one: the last that is opened goes on. Datagrams from one
+//     client port to two such ports of a VIP are all answered from the first.
+//   - SCTP gets the backend's address, but never another port: its checksum is
+//     one that kernels before 5.15 cannot mend.
 //   - In a task, conntrack gives a connection to the VIP that has the same client
 //     port as one to the task itself another port in the server's eyes.
 package nft

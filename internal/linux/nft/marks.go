@@ -16,6 +16,10 @@ import (
 const (
 	mapMarks    = "marks"     // ip daddr -> mark
 	mapOwnMarks = "own-marks" // ip saddr . ip daddr -> mark, for a member that calls its own VIP
+
+	// The same for one port: keys end in protocol . destination port.
+	mapPortMarks    = "port-marks"
+	mapOwnPortMarks = "own-port-marks"
 )
 
 // markPriority is that of iptables' mangle table (NF_IP_PRI_MANGLE): before
@@ -28,10 +32,14 @@ const markPriority = -150
 // meets none of this. What comes from the uplink has a backend's MAC and stays in
 // the bridge.
 //
+// The last rule that knows the packet decides, so a port's mark is before that of
+// the whole VIP. Of a fragmented datagram only the first fragment has ports; the
+// stack puts the datagram together before IPVS looks, with the mark of the first.
+//
 // The mark ends with the packet's choice: on its way out it would be taken for one
 // of the host's, which routes VXLAN packets by it on some kernels.
 func markRuleset() ruleset {
-	ip := nftables.TypeIPAddr
+	ip, proto, port := nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService
 	setMarkFrom := func(key []expr.Any, name string) []expr.Any {
 		return part(append(key,
 			mapped(r0, r4, name),
@@ -43,6 +51,8 @@ func markRuleset() ruleset {
 		sets: []set{
 			{name: mapMarks, key: []nftables.SetDatatype{ip}, data: nftables.TypeMark},
 			{name: mapOwnMarks, key: []nftables.SetDatatype{ip, ip}, data: nftables.TypeMark},
+			{name: mapPortMarks, key: []nftables.SetDatatype{ip, proto, port}, data: nftables.TypeMark},
+			{name: mapOwnPortMarks, key: []nftables.SetDatatype{ip, ip, proto, port}, data: nftables.TypeMark},
 		},
 		chains: []chain{
 			{name: chainPrerouting, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: markPriority},
@@ -51,6 +61,11 @@ func markRuleset() ruleset {
 		rules: []rule{
 			newRule(chainPrerouting, "to a VIP", setMarkFrom(part(ipDaddr(r0)), mapMarks)),
 			newRule(chainPrerouting, "a member to its own", setMarkFrom(part(ipSaddr(r0), ipDaddr(r1)), mapOwnMarks)),
+			// What is where the ports would be in a later fragment is the sender's to choose.
+			newRule(chainPrerouting, "no ports", isLaterFragment(), ret()),
+			newRule(chainPrerouting, "to a port", setMarkFrom(part(ipDaddr(r0), ipProtocol(r1), thDport(r2)), mapPortMarks)),
+			newRule(chainPrerouting, "a member to a port of its own",
+				setMarkFrom(part(ipSaddr(r0), ipDaddr(r1), ipProtocol(r2), thDport(r3)), mapOwnPortMarks)),
 			newRule(chainOutput, "unmark",
 				part(&expr.Meta{Key: expr.MetaKeyMARK, Register: r0}, isNot(r0, 0, 0, 0, 0)), setMark(0)),
 		},
@@ -58,7 +73,9 @@ func markRuleset() ruleset {
 }
 
 // markMaps are the maps that Apply writes: all.
-func markMaps() []string { return []string{mapMarks, mapOwnMarks} }
+func markMaps() []string {
+	return []string{mapMarks, mapOwnMarks, mapPortMarks, mapOwnPortMarks}
+}
 
 // markData is the data of an element: a number in the machine's order.
 func markData(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
@@ -97,6 +114,21 @@ func dumpMarks(nsFD int, ns string) (kernel.State, error) {
 		vip, ok2 := keyIP(key, 4)
 		if ok1 && ok2 {
 			put(kernel.Mark{NS: ns, VIP: vip, Client: client}, data)
+		}
+	}
+	for key, data := range f.elems[mapPortMarks] {
+		vip, ok1 := keyIP(key, 0)
+		proto, port, ok2 := keyProtoPort(key, 4)
+		if ok1 && ok2 {
+			put(kernel.Mark{NS: ns, VIP: vip, Proto: proto, Port: port}, data)
+		}
+	}
+	for key, data := range f.elems[mapOwnPortMarks] {
+		client, ok1 := keyIP(key, 0)
+		vip, ok2 := keyIP(key, 4)
+		proto, port, ok3 := keyProtoPort(key, 8)
+		if ok1 && ok2 && ok3 {
+			put(kernel.Mark{NS: ns, VIP: vip, Client: client, Proto: proto, Port: port}, data)
 		}
 	}
 	return st, nil
@@ -138,14 +170,20 @@ func (c *change) markOp(op kernel.Op) error {
 	if err := want4(k, k.VIP); err != nil {
 		return err
 	}
-	if !k.Client.IsValid() {
-		c.elem(op, mapMarks, ipKey(k.VIP), markData(have.Mark), markData(want.Mark))
-		return nil
+	set, portSet, key := mapMarks, mapPortMarks, ipKey(k.VIP)
+	if k.Client.IsValid() {
+		if err := want4(k, k.Client); err != nil {
+			return err
+		}
+		set, portSet, key = mapOwnMarks, mapOwnPortMarks, ipKey(k.Client)+key
 	}
-	if err := want4(k, k.Client); err != nil {
-		return err
+	if k.Proto != "" || k.Port != 0 {
+		if k.Proto.Number() == 0 {
+			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		}
+		set, key = portSet, key+portKey(k.Proto, k.Port)
 	}
-	c.elem(op, mapOwnMarks, ipKey(k.Client)+ipKey(k.VIP), markData(have.Mark), markData(want.Mark))
+	c.elem(op, set, key, markData(have.Mark), markData(want.Mark))
 	return nil
 }
 

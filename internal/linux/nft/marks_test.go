@@ -9,6 +9,7 @@ import (
 
 	"sluice/internal/kernel"
 	"sluice/internal/linux/nft"
+	"sluice/internal/model"
 )
 
 func markOf(h *host, vip, client string) kernel.Mark {
@@ -16,6 +17,12 @@ func markOf(h *host, vip, client string) kernel.Mark {
 	if client != "" {
 		k.Client = netip.MustParseAddr(client)
 	}
+	return k
+}
+
+func portMarkOf(h *host, vip, client string, p model.Proto, port uint16) kernel.Mark {
+	k := markOf(h, vip, client)
+	k.Proto, k.Port = p, port
 	return k
 }
 
@@ -27,6 +34,12 @@ func marked(t testing.TB) (*host, kernel.State) {
 		markOf(h, vip1, ""):           kernel.MarkSpec{Mark: 100},
 		markOf(h, vip2, ""):           kernel.MarkSpec{Mark: 1<<32 - 1},
 		markOf(h, vip1, "10.255.0.2"): kernel.MarkSpec{Mark: 100 + 2<<16},
+
+		portMarkOf(h, vip1, "", model.TCP, 80):            kernel.MarkSpec{Mark: 200},
+		portMarkOf(h, vip1, "", model.UDP, 80):            kernel.MarkSpec{Mark: 201},
+		portMarkOf(h, vip2, "", model.SCTP, 65535):        kernel.MarkSpec{Mark: 202},
+		portMarkOf(h, vip1, "10.255.0.2", model.TCP, 80):  kernel.MarkSpec{Mark: 203},
+		portMarkOf(h, vip1, "10.255.0.2", model.TCP, 256): kernel.MarkSpec{Mark: 204},
 	}
 	h.apply(t, want)
 	return h, want
@@ -41,7 +54,11 @@ func TestMarksReadBack(t *testing.T) {
 	change := maps.Clone(want)
 	change[markOf(h, vip1, "")] = kernel.MarkSpec{Mark: 7}
 	change[markOf(h, vip1, "10.255.0.2")] = kernel.MarkSpec{Mark: 8}
+	change[portMarkOf(h, vip1, "", model.UDP, 80)] = kernel.MarkSpec{Mark: 9}
+	change[portMarkOf(h, vip1, "10.255.0.2", model.UDP, 80)] = kernel.MarkSpec{Mark: 10}
 	delete(change, markOf(h, vip2, ""))
+	delete(change, portMarkOf(h, vip1, "", model.TCP, 80))
+	delete(change, portMarkOf(h, vip1, "10.255.0.2", model.TCP, 256))
 	ops := kernel.Diff(want, change)
 	for range 2 {
 		must(t, nft.Tables{}.ApplyBridge(h.fd, h.name, ops))
@@ -66,6 +83,9 @@ func TestMarksWithoutATable(t *testing.T) {
 		{Key: markOf(h, "fd00::1", ""), Want: spec},
 		{Key: markOf(h, vip1, "fd00::1"), Want: spec},
 		{Key: key, Want: kernel.SlotSpec{}},
+		{Key: portMarkOf(h, vip1, "", "", 80), Want: spec},
+		{Key: portMarkOf(h, vip1, "", "icmpv6", 80), Want: spec},
+		{Key: portMarkOf(h, vip1, "", "6", 80), Want: spec},
 	} {
 		if err := (nft.Tables{}).ApplyBridge(h.fd, h.name, []kernel.Op{o}); err == nil || errors.Is(err, kernel.ErrNotExist) {
 			t.Errorf("%s: %v, want it refused for what it is", o, err)
@@ -79,6 +99,8 @@ func TestMarkTableIsMended(t *testing.T) {
 		"delete table ip sluice",
 		"flush chain ip sluice prerouting",
 		"flush map ip sluice marks",
+		"flush map ip sluice own-port-marks",
+		"add element ip sluice port-marks { 10.255.0.100 . udp . 9 : 7 }",
 		"add rule ip sluice output accept",
 		"add chain ip sluice other",
 	} {

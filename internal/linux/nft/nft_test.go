@@ -57,7 +57,7 @@ func TestCommentsAreShort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range slices.Concat(rs.rules, taskRuleset().rules, picks) {
+	for _, r := range slices.Concat(rs.rules, taskRuleset().rules, liftRuleset(kernel.LiftTableSpec{Router: model.MAC{0xff}}).rules, picks) {
 		c, err := r.comment(rs.family)
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +117,14 @@ func FuzzDecode(f *testing.F) {
 			exists: true,
 			rules:  map[string][]string{chainPrerouting: {comment}, pickPrefix + "10.0.0.1": {comment}},
 			chains: map[string]chain{pickPrefix + "10.0.0.1": {name: pickPrefix + "10.0.0.1"}},
-			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m, setDrains: m, setNamed: m, mapPorts: m, setOnePacket: m},
+			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m, setDrains: m, setNamed: m, mapPorts: m, setOnePacket: m, setNAT: m, mapReal: m},
+		}, "sluice-fuzz")
+		if err != nil {
+			t.Error(err)
+		}
+		_, err = liftState(found{
+			exists: true, rules: map[string][]string{chainPrerouting: {comment}},
+			elems: map[string]map[string]string{setLiftFrom: m, setLiftTo: m},
 		}, "sluice-fuzz")
 		if err != nil {
 			t.Error(err)

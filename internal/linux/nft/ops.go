@@ -136,6 +136,8 @@ func (c *change) bridgeOp(op kernel.Op) error {
 			return err
 		}
 		c.elem(op, mapOthers, ipKey(k.Client)+ipKey(k.VIP), macData(have.MAC), macData(want.MAC))
+	case kernel.Real:
+		return c.realOp(k, op)
 	default:
 		return fmt.Errorf("%s is not of table bridge %s", k, tableName)
 	}

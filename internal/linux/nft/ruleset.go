@@ -133,6 +133,10 @@ const (
 	r2
 	r3
 	r4
+	r5
+	r6
+	r7
+	r8
 )
 
 // part is a piece of a rule.

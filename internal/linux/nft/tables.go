@@ -18,13 +18,15 @@ type Tables struct{}
 
 // configured are the sets whose elements Apply writes; the rest belongs to packets.
 func configured() []string {
-	return []string{setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers, setDrains, setNamed, mapPorts, setOnePacket}
+	return append([]string{
+		setVIPs, mapPick, mapSlots, setAlive, setMembers, mapOthers, setDrains, setNamed, mapPorts, setOnePacket,
+	}, natConfigured()...)
 }
 
-// DumpBridge returns what the tables of a network's namespace hold, bridge sluice
-// and ip sluice, under namespace name ns. nsFD refers to the namespace. There is
-// no table: no objects. The fixed part is not as this version makes it: no
-// BridgeTable or MarkTable, but what is in the maps.
+// DumpBridge returns what the tables of a network's namespace hold, bridge sluice,
+// bridge sluice-lift and ip sluice, under namespace name ns. nsFD refers to the
+// namespace. There is no table: no objects. The fixed part is not as this version
+// makes it: no BridgeTable, LiftTable or MarkTable, but what is in the maps.
 //
 // An object that is there in part only, which Apply never leaves behind, has the
 // zero value, so that it differs from whatever is wanted.
@@ -39,11 +41,13 @@ func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	marks, err := dumpMarks(nsFD, ns)
-	if err != nil {
-		return nil, fmt.Errorf("netns %s: %w", ns, err)
+	for _, dump := range []func(int, string) (kernel.State, error){dumpMarks, dumpLift} {
+		more, err := dump(nsFD, ns)
+		if err != nil {
+			return nil, fmt.Errorf("netns %s: %w", ns, err)
+		}
+		maps.Copy(st, more)
 	}
-	maps.Copy(st, marks)
 	return st, nil
 }
 
@@ -67,6 +71,7 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 	if err := vipStates(f, ns, st); err != nil {
 		return nil, fmt.Errorf("netns %s: %w", ns, err)
 	}
+	natStates(f, ns, st)
 	for key, data := range f.elems[mapSlots] {
 		vip, ok1 := keyIP(key, 0)
 		n, ok2 := keySlot(key, 4)
@@ -119,7 +124,7 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 // with its rules.
 func vipStates(f found, ns string, st kernel.State) error {
 	seen := map[netip.Addr]bool{}
-	for _, s := range []string{setVIPs, setNamed, setOnePacket, mapPick} {
+	for _, s := range []string{setVIPs, setNamed, setOnePacket, setNAT, mapPick} {
 		for key := range f.elems[s] {
 			if vip, ok := keyIP(key, 0); ok {
 				seen[vip] = true
@@ -174,26 +179,34 @@ func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 
 // ApplyBridge changes the tables of a network's namespace, each in one
 // transaction: packets meet the state before or the state after, and an error
-// means that nothing changed, unless the second table had it after the first was
-// changed. Operations are of PhaseVIP and this namespace; doing them again changes
-// nothing. Creating a table where one is repairs it: connections stay known.
+// means that nothing changed in that table and those that come after it: lift,
+// marks, balancer. Operations are of PhaseVIP and this namespace; doing them again
+// changes nothing. Creating a table where one is repairs it: connections stay known.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 // kernel.ErrUnsupported: no such scheduler.
 func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
-	var bridge, marks []kernel.Op
+	var bridge, marks, lift []kernel.Op
 	for _, op := range ops {
 		if op.Key.Netns() != ns {
 			return fmt.Errorf("netns %s: %s belongs to netns %s", ns, op.Key, op.Key.Netns())
 		}
-		if ofMarks(op.Key) {
+		switch {
+		case ofMarks(op.Key):
 			marks = append(marks, op)
-		} else {
+		case ofLift(op.Key):
+			lift = append(lift, op)
+		default:
 			bridge = append(bridge, op)
 		}
 	}
-	// Marks first: a network that goes over to IPVS has them before it loses the
-	// table that takes its frames.
+	// Answers have a way before there are any. Then marks: a network that goes over
+	// to IPVS has them before it loses the table that takes its frames.
+	if len(lift) > 0 {
+		if err := applyLift(nsFD, lift); err != nil {
+			return fmt.Errorf("netns %s: %w", ns, err)
+		}
+	}
 	if len(marks) > 0 {
 		if err := applyMarks(nsFD, marks); err != nil {
 			return fmt.Errorf("netns %s: %w", ns, err)
