@@ -212,6 +212,7 @@ type measured struct {
 		Connects []float64 `json:"connects_us"`
 		Requests []float64 `json:"requests_us"`
 		Bulk     []float64 `json:"bulk_mbps"`
+		Packets  []float64 `json:"packets_us"`
 	}
 	Idle float64
 }
@@ -250,8 +251,8 @@ func (l *lab) measure(ctx context.Context, rounds int, progress io.Writer) (*res
 	made := map[string]int{}
 	for _, t := range m.Targets {
 		name, _, _ := strings.Cut(t.Name, "/")
-		made[name] += 1 + len(t.Connects) + len(t.Bulk)
-		r.rows[t.Name] = row{t.Connects, t.Requests, t.Bulk}
+		made[name] += 1 + len(t.Connects) + len(t.Bulk) + len(t.Packets)
+		r.rows[t.Name] = row{t.Connects, t.Requests, t.Bulk, t.Packets}
 	}
 	ctx, cancel := context.WithTimeout(ctx, connsWait)
 	defer cancel()

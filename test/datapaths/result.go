@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// row is what was measured of one VIP: microseconds, microseconds, 10^6 bit/s.
-type row struct{ connects, requests, bulk []float64 }
+// row is what was measured of one VIP: microseconds, but for bulk: 10^6 bit/s.
+type row struct{ connects, requests, bulk, packets []float64 }
 
 // result is a whole run.
 type result struct {
@@ -37,15 +37,16 @@ func (r *result) print(w io.Writer) error {
 		p.line("")
 		p.line("Task on %s. In brackets: how many times as good as Docker's own.", map[string]string{"near": "the client's node", "far": "another node"}[place.name])
 		p.line("")
-		p.line("| network | connections/s | connection p50, p99 | request p50, p99 | to the task |")
-		p.line("|---|---|---|---|---|")
+		p.line("| network | connections/s | connection p50, p99 | request p50, p99 | small packet | to the task |")
+		p.line("|---|---|---|---|---|---|")
 		base := r.rows[r.ways[0].name+"/"+place.name]
 		for _, w := range r.ways {
 			x := r.rows[w.name+"/"+place.name]
-			p.line("| %s | %.0f (%.2f) | %.0f µs (%.2f), %.0f µs | %.0f µs (%.2f), %.0f µs | %.2f Gbit/s (%.2f) |", w.what,
+			p.line("| %s | %.0f (%.2f) | %.0f µs (%.2f), %.0f µs | %.0f µs (%.2f), %.0f µs | %.1f µs (%.2f) | %.2f Gbit/s (%.2f) |", w.what,
 				1e6/mean(x.connects), mean(base.connects)/mean(x.connects),
 				quantile(x.connects, 0.5), quantile(base.connects, 0.5)/quantile(x.connects, 0.5), quantile(x.connects, 0.99),
 				quantile(x.requests, 0.5), quantile(base.requests, 0.5)/quantile(x.requests, 0.5), quantile(x.requests, 0.99),
+				quantile(x.packets, 0.5), quantile(base.packets, 0.5)/quantile(x.packets, 0.5),
 				quantile(x.bulk, 0.5)/1000, quantile(x.bulk, 0.5)/quantile(base.bulk, 0.5))
 		}
 	}

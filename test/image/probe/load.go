@@ -24,6 +24,7 @@ type target struct {
 	Connects []float64 `json:"connects_us"` // connect, a line there and back, reset
 	Requests []float64 `json:"requests_us"` // a line there and back on an open connection
 	Bulk     []float64 `json:"bulk_mbps"`   // 10^6 bits per second, to the server
+	Packets  []float64 `json:"packets_us"`  // a small packet to the server, among many
 
 	conn net.Conn
 	in   *bufio.Reader
@@ -39,15 +40,16 @@ type loaded struct {
 }
 
 // load measures servers in turns so short that whatever else the machine does
-// falls on all of them alike: a few connections, some requests and one lump of
-// data for each, in another order every round. A failure ends it.
+// falls on all of them alike: a few connections, some requests, one lump of data and
+// some small packets for each, in another order every round. A failure ends it.
 func load(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("load", flag.ContinueOnError)
 	to := f.String("to", "", "servers, as `NAME=ADDR:PORT,...`")
 	rounds := f.Int("rounds", 50, "number of rounds")
 	connects := f.Int("connects", 5, "connections to each server in a round")
 	requests := f.Int("requests", 20, "requests to each server in a round, on a connection that stays open")
-	bulk := f.Int64("bulk", 4<<20, "bytes to each server in a round")
+	bulk := f.Int("bulk", 4<<20, "bytes to each server in a round")
+	small := f.Int("packets", 1000, "small packets to each server in a round")
 	if err := parse(f, args, 0, stderr); err != nil {
 		return err
 	}
@@ -79,9 +81,12 @@ func load(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			for range *requests {
 				err = errors.Join(err, t.request())
 			}
-			if *bulk > 0 {
-				err = errors.Join(err, t.push(ctx, *bulk))
-			}
+			took, perr := t.push(ctx, *bulk, segment)
+			t.Bulk = append(t.Bulk, float64(*bulk)*8/took)
+			err = errors.Join(err, perr)
+			took, perr = t.push(ctx, *small*packet, packet)
+			t.Packets = append(t.Packets, took/float64(*small))
+			err = errors.Join(err, perr)
 			if err != nil {
 				return fmt.Errorf("%s: %w", t.Name, err)
 			}
@@ -136,34 +141,42 @@ func (t *target) request() error {
 	return err
 }
 
-// push sends data by HTTP and waits for the answer, which comes after the last byte.
-func (t *target) push(ctx context.Context, size int64) error {
+// How much push writes at a time: what the kernel hands on as one segment at most,
+// and what it sends at once by itself, as Go sets TCP_NODELAY.
+const (
+	segment = 64 << 10
+	packet  = 64
+)
+
+// push sends data by HTTP, waits for the answer, which comes after the last byte, and
+// returns the microseconds that both took.
+func (t *target) push(ctx context.Context, size, each int) (took float64, err error) {
 	conn, err := t.dial(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer conn.Close()
 	begun := time.Now()
 	if _, err := fmt.Fprintf(conn, "POST /sink HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", t.Addr, size); err != nil {
-		return err
+		return 0, err
 	}
-	lump := make([]byte, 64<<10) // what one segmentation offload takes
-	for left := size; left > 0; left -= int64(len(lump)) {
-		if _, err := conn.Write(lump[:min(left, int64(len(lump)))]); err != nil {
-			return err
+	lump := make([]byte, each)
+	for left := size; left > 0; left -= each {
+		if _, err := conn.Write(lump[:min(left, each)]); err != nil {
+			return 0, err
 		}
 	}
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	t.Bulk = append(t.Bulk, float64(size)*8/micros(begun))
+	took = micros(begun)
 	if err == nil && strings.TrimSpace(string(text)) != fmt.Sprint(size) {
 		err = fmt.Errorf("the server took %q of %d bytes", text, size)
 	}
-	return err
+	return took, err
 }
 
 // processors are the ticks in which the machine's processors were idle, and all, by
