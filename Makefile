@@ -17,14 +17,20 @@ STATIC   = CGO_ENABLED=0 $(GO) build -trimpath $(VCS) -ldflags '-s -w'
 # own; E2E_PKGS run Docker engines, likewise.
 ROOT_PKGS = ./internal/linux/...
 E2E_PKGS  = ./test/...
-# VM_PKGS need ip_vs. They run on this machine if its kernel has that, else each
-# under a kernel of its own, see test/vm/run-in-vm.
+# What needs ip_vs runs on this machine if its kernel has that, else under a kernel
+# of its own, see test/vm/run-in-vm; there is no feature that a test may lack there.
+# Of the end-to-end tests, those stay out that are about other things than packets,
+# or take long: see E2E_NOT_VM. Engines take 1.5 GB there.
+RUN_IN_VM = $(CURDIR)/test/vm/run-in-vm -n ip_vs
 VM_PKGS   = ./internal/linux/... ./internal/netnstest
-IN_VM     = -count=1 -exec '$(CURDIR)/test/vm/run-in-vm -n ip_vs --'
+IN_VM     = -count=1 -exec 'env REQUIRE=all $(RUN_IN_VM) --' $(VM_PKGS)
+E2E_NOT_VM = PluginUpgrade|Bad|Overlapping|StateFile|LocalNetwork|VNITaken|ChosenAddresses|InternalNetwork
+E2E_IN_VM = -count=1 -timeout 30m -exec 'env REQUIRE=all SLUICE_TEST_BUILT=1 $(RUN_IN_VM) -m 4G -w $(CURDIR)/build/e2e-logs --' ./test/e2e -skip '$(E2E_NOT_VM)'
+VM_GROUPS = -- 'under a kernel with ip_vs:' $(IN_VM) -- 'under a kernel with ip_vs:' $(E2E_IN_VM)
 UNIT_PKGS = $$($(GO) list ./... | grep -vE '/(internal/linux|test)(/|$$)')
 
 .PHONY: test-deps help build rootfs docker-rootfs plugin install uninstall demo demo-down \
-	test test-unit test-root test-vm test-e2e bench benchmarks race fuzz lint golden docs clean
+	test test-unit test-root test-vm test-e2e bench bench-vm benchmarks race fuzz lint golden docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,8 +69,16 @@ demo: build ## three Docker hosts on this machine, a service on its virtual IP; 
 demo-down: ## take down what `make demo KEEP=1` left up
 	$(GO) run ./test/demo -down
 
-test: lint test-deps build ## every test that this machine can run; says what it could not run, and why
-	$(GO) run ./test/report -- $(UNIT_PKGS) -- -count=1 $(ROOT_PKGS) -- -count=1 -timeout 30m $(E2E_PKGS)
+# The kernel is built beside the tests, in the time that they leave: nice keeps it
+# from them, and who needs it waits for it. CI keeps it, see .ci/run.
+test: lint test-deps build build/e2e-logs ## every test that this machine can run; says what it could not run, and why
+	@if test/vm/run-in-vm -q ip_vs; then set --; else \
+		set -- $(VM_GROUPS); \
+		[ -n "$$VM_KERNEL" ] || nice -n 19 test/vm/build-kernel > build/kernel.log 2>&1 & fi; \
+	$(GO) run ./test/report -- $(UNIT_PKGS) -- -count=1 $(ROOT_PKGS) -- -count=1 -timeout 30m $(E2E_PKGS) "$$@"
+
+build/e2e-logs:
+	@mkdir -p $@
 
 test-deps:
 	@$(GO) run ./test/prepare
@@ -75,14 +89,18 @@ test-unit: ## tests that need neither root nor an engine
 test-root: test-deps ## tests of the kernel side, in network namespaces; need root
 	$(GO) test -count=1 $(ROOT_PKGS)
 
-test-vm: test-deps ## the same under a kernel with ip_vs, a user-mode one where this machine's has none
-	REQUIRE=all $(GO) test $(IN_VM) $(VM_PKGS)
+test-vm: test-deps build build/e2e-logs ## tests of packets and engines under a kernel with ip_vs, a user-mode one where this machine's has none
+	$(GO) run ./test/report $(VM_GROUPS)
 
 test-e2e: test-deps build ## tests with real Docker engines, in namespaces; ENGINE=trixie or sid takes that Debian suite's
 	SLUICE_TEST_ENGINE=$(ENGINE) $(GO) test -count=1 -timeout 30m $(E2E_PKGS)
 
 bench: build ## what the project promises of speed and size, as one table; most of it needs root
 	$(GO) run ./test/bench
+
+bench-vm: test-deps build ## Docker's service VIPs and ours side by side, on a kernel with ip_vs; WRITE=docs/benchmarks.md keeps the table
+	$(GO) build -o build/datapaths ./test/datapaths
+	test/vm/run-in-vm -n ip_vs -m 4G -w docs -- build/datapaths $(if $(WRITE),-write $(WRITE))
 
 benchmarks: ## Go benchmarks of PKGS
 	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)

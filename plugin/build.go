@@ -88,7 +88,12 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 
 	// Before the first plan: one by the other datapath would reset connections.
 	datapath := service.IPVS
-	if p.noIPVS = p.kernel.HasIPVS(); p.noIPVS != nil {
+	if cfg.NoIPVS {
+		p.noIPVS = errors.New("setting DATAPATH=nft")
+	} else {
+		p.noIPVS = p.kernel.HasIPVS()
+	}
+	if p.noIPVS != nil {
 		datapath = service.NFT
 	}
 	p.noTunnel = p.kernel.HasTunnel()

@@ -13,6 +13,7 @@ import (
 	"sluice/internal/diag"
 	"sluice/internal/options"
 	"sluice/ipam/pool"
+	"sluice/lb/service"
 )
 
 // Config is what `docker plugin set sluice:latest NAME=VALUE` decides.
@@ -24,6 +25,7 @@ type Config struct {
 	GossipKey  options.Key    // empty: the swarm's own, which the leader makes
 	Pools      []netip.Prefix // where subnets come from, in the order they are used
 	SubnetBits int            // prefix length of a subnet that nobody chose
+	NoIPVS     bool           // do without ip_vs, as if the kernel lacked it
 	LogLevel   slog.Level
 	StateDir   string // what must outlive the process: intents, leases
 	HostRun    string // where this process sees the host's /run
@@ -120,6 +122,19 @@ var settings = []setting{
 			}
 			c.SubnetBits = n
 			return nil // its range is pool.List's to judge, with POOL
+		},
+	},
+	{
+		// For a node whose ip_vs is broken or not allowed. A network's own option
+		// is for all nodes.
+		name: "DATAPATH", value: "auto",
+		doc: "What this node may serve virtual IPs with. auto: ip_vs where the kernel has it. nft: nftables, as if it had not.",
+		set: func(c *Config, v string) error {
+			if v != "auto" && v != service.NFT {
+				return fmt.Errorf("want auto or %s", service.NFT)
+			}
+			c.NoIPVS = v == service.NFT
+			return nil
 		},
 	},
 	{

@@ -39,7 +39,7 @@ func TestSettingsAreRead(t *testing.T) {
 	got, err := parseConfig(env(map[string]string{
 		"SCOPE": "local", "VXLAN_PORT": "4789", "GOSSIP_PORT": " 7000 ", "GOSSIP_BIND": "192.0.2.7",
 		"GOSSIP_KEY": strings.Repeat("41", 32), "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24",
-		"LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
+		"DATAPATH": "nft", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestSettingsAreRead(t *testing.T) {
 		Scope: "local", VXLANPort: 4789, GossipPort: 7000, GossipBind: netip.MustParseAddr("192.0.2.7"),
 		GossipKey: options.Key(strings.Repeat("A", 32)),
 		Pools:     prefixes("10.8.0.0/14", "10.16.0.0/16", "10.17.0.0/16", "10.18.0.0/16"), SubnetBits: 24,
-		LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
+		NoIPVS: true, LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -75,6 +75,7 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 		{"SUBNET_SIZE", "12", "POOL and SUBNET_SIZE: "},
 		{"SUBNET_SIZE", "/20", "length of an IPv4 prefix"},
 		{"SUBNET_SIZE", "32", "POOL and SUBNET_SIZE: "},
+		{"DATAPATH", "ipvs", "want auto or nft"},
 		{"LOG_LEVEL", "info+2", "debug, info, warn or error"},
 		{"STATE_DIR", "state", "absolute path"},
 		{"HOST_RUN", "./run", "absolute path"},

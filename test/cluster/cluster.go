@@ -246,12 +246,13 @@ func (c *Cluster) path(name string) string { return filepath.Join(c.o.Dir, name)
 func Wait(ctx context.Context, what string, check func(context.Context) error) error {
 	// Between two questions to an engine: short beside everything that is
 	// waited for here (100 ms and more), long beside one question (1 to 5 ms).
+	// Where a question takes longer, as in a VM with one processor, twice as long
+	// is left to what is waited for.
 	const pause = 30 * time.Millisecond
 	begun := time.Now()
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
 	var last error
 	for {
+		asked := time.Now()
 		err := check(ctx)
 		if err == nil {
 			return nil
@@ -260,10 +261,12 @@ func Wait(ctx context.Context, what string, check func(context.Context) error) e
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
+		rest := time.NewTimer(max(pause, 2*time.Since(asked)))
 		select {
 		case <-ctx.Done():
+			rest.Stop()
 			return fmt.Errorf("%s: %w after %s: %w", what, ctx.Err(), time.Since(begun).Round(time.Millisecond), last)
-		case <-tick.C:
+		case <-rest.C:
 		}
 	}
 }

@@ -80,6 +80,27 @@ func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
 	return parseSnapshot(out)
 }
 
+// SettledSnapshot reads until two snapshots in a row are the same, and returns that.
+// An engine puts some of its rules first again and again, by removing and adding
+// them in two steps (20.10: the jump to DOCKER-USER, whenever it makes a network or
+// starts); a snapshot from between lacks what the next has.
+func (h *Host) SettledSnapshot(ctx context.Context) (Snapshot, error) {
+	var last Snapshot
+	err := Wait(ctx, h.name+" does not change", func(ctx context.Context) error {
+		s, err := h.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		diff := last.Diff(s)
+		last = s
+		if len(diff) > 0 {
+			return errors.New(strings.Join(diff, "\n"))
+		}
+		return nil
+	})
+	return last, err
+}
+
 func parseSnapshot(out string) (Snapshot, error) {
 	var s Snapshot
 	for part := range strings.SplitSeq(out, "\n\x01") {

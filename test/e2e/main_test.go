@@ -3,8 +3,10 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -27,6 +29,14 @@ const (
 // patience bounds every wait for something that takes seconds at most on an
 // idle machine; ten such waits may run side by side on two cores.
 const patience = 60 * time.Second
+
+// datapathEnv says what sluice.datapath the tests' networks get: ipvs or nft. Unset
+// is the plugin's own choice.
+const datapathEnv = "SLUICE_TEST_DATAPATH"
+
+// builtEnv says that plugin and command were built just before: in a VM that takes
+// ten times as long.
+const builtEnv = "SLUICE_TEST_BUILT"
 
 // lab is the cluster that all tests share.
 var lab *cluster.Cluster
@@ -90,9 +100,11 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 		return nil, err
 	}
 	root = filepath.Dir(filepath.Dir(wd))
-	make := exec.CommandContext(ctx, "make", "-s", "-C", root, "rootfs", "build")
-	if out, err := make.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("make rootfs build: %w\n%s", err, out)
+	if os.Getenv(builtEnv) == "" {
+		make := exec.CommandContext(ctx, "make", "-s", "-C", root, "rootfs", "build")
+		if out, err := make.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("make rootfs build: %w\n%s", err, out)
+		}
 	}
 	engine := ""
 	if suite := os.Getenv("SLUICE_TEST_ENGINE"); suite != "" {
@@ -136,7 +148,7 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 	// The engine makes docker_gwbridge with the first network that needs it, and
 	// never removes it: it is no leftover of ours.
 	for _, h := range c.Hosts() {
-		if before[h.Name()], err = h.Snapshot(ctx); err != nil {
+		if before[h.Name()], err = h.SettledSnapshot(ctx); err != nil {
 			return c, err
 		}
 	}
@@ -153,7 +165,7 @@ func verifyNothingLeft(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			diff := slices.DeleteFunc(before[h.Name()].Diff(after), ofIngress)
+			diff := slices.DeleteFunc(before[h.Name()].Diff(after), ofEngine)
 			if len(diff) > 0 {
 				return fmt.Errorf("host %s:\n%s", h.Name(), strings.Join(diff, "\n"))
 			}
@@ -162,10 +174,14 @@ func verifyNothingLeft(ctx context.Context) error {
 	})
 }
 
-// ofIngress tells what belongs to the sandbox of Docker's own ingress network: an
-// engine that is started again makes it anew, with other names and ports.
-func ofIngress(line string) bool {
-	return strings.Contains(line, "ingress_sbox") || strings.Contains(line, "link veth") && strings.Contains(line, "master docker_gwbridge")
+// ofEngine tells what is the engine's own. The sandbox of its ingress network is
+// made anew when it starts, with other names and ports; the jump to DOCKER-USER goes
+// and comes, see cluster.Host.SettledSnapshot, and is gone while it is killed at
+// the wrong moment.
+func ofEngine(line string) bool {
+	return strings.Contains(line, "ingress_sbox") ||
+		strings.Contains(line, "link veth") && strings.Contains(line, "master docker_gwbridge") ||
+		strings.HasSuffix(line, "jump DOCKER-USER") || strings.HasSuffix(line, "-j DOCKER-USER")
 }
 
 // keepLogs copies the engines' logs, which hold the plugin's too, to where a
@@ -209,7 +225,11 @@ func docker(t *testing.T, i int, args ...string) string {
 // network makes a swarm network that the test's end removes.
 func network(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	full := append([]string{"network", "create", "-d", plugin, "--ipam-driver", plugin, "--attachable"}, args...)
+	full := []string{"network", "create", "-d", plugin, "--ipam-driver", plugin, "--attachable"}
+	if d := os.Getenv(datapathEnv); d != "" {
+		full = append(full, "-o", "sluice.datapath="+d)
+	}
+	full = append(full, args...)
 	id := docker(t, 1, append(full, name)...)
 	t.Cleanup(func() { removeNetwork(t, name) })
 	return id
@@ -223,13 +243,12 @@ func removeNetwork(t *testing.T, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	err := cluster.Wait(ctx, "network "+name+" is removed", func(ctx context.Context) error {
-		if _, err := lab.Host(1).Docker(ctx, "network", "rm", name); err != nil && !strings.Contains(err.Error(), "not found") {
+		if _, err := lab.Host(1).API(ctx, "DELETE", "/networks/"+name, nil); err != nil && !notFound(err) {
 			return err
 		}
 		for _, h := range lab.Hosts() {
-			left, err := h.Docker(ctx, "network", "ls", "-q", "--filter", "name=^"+name+"$")
-			if err != nil || left != "" {
-				return fmt.Errorf("%s has it still: %s %v", h.Name(), left, err)
+			if _, err := h.API(ctx, "GET", "/networks/"+name, nil); !notFound(err) {
+				return fmt.Errorf("%s has it still: %v", h.Name(), err)
 			}
 		}
 		return nil
@@ -237,6 +256,12 @@ func removeNetwork(t *testing.T, name string) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// notFound says whether an engine answered that something is not there.
+func notFound(err error) bool {
+	var e *cluster.APIError
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
 // service makes a service of the probe image that the test's end removes, and
@@ -283,6 +308,10 @@ func vip(t *testing.T, name, network string) netip.Addr {
 	return a
 }
 
+// enough is how many requests a test under traffic must have made to have seen
+// anything. It asks for hundreds; a few dozen were made in a VM on a busy machine.
+const enough = 10
+
 // summary is what `probe get --summary` prints.
 type summary struct {
 	Tries  int
@@ -294,8 +323,7 @@ type summary struct {
 
 // get asks an address from a container on a host; args are probe's.
 func get(ctx context.Context, h *cluster.Host, container string, args ...string) (summary, error) {
-	full := append([]string{"exec", container, "/probe", "get", "--summary"}, args...)
-	out, runErr := h.Docker(ctx, full...)
+	out, runErr := h.InContainer(ctx, container, append([]string{"/probe", "get", "--summary"}, args...)...)
 	var s summary
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return s, fmt.Errorf("probe get %s on %s: %w (%v)", strings.Join(args, " "), h.Name(), err, runErr)
@@ -336,7 +364,7 @@ type reply struct {
 // ask makes one request and returns the answer.
 func ask(t *testing.T, h *cluster.Host, container string, args ...string) reply {
 	t.Helper()
-	out, err := h.Docker(within(t), append([]string{"exec", container, "/probe", "get"}, args...)...)
+	out, err := h.InContainer(within(t), container, append([]string{"/probe", "get"}, args...)...)
 	var r reply
 	if jerr := json.Unmarshal([]byte(out), &r); jerr != nil {
 		t.Fatalf("probe get %v on %s: %v, %v: %q", args, h.Name(), err, jerr, out)

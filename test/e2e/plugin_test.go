@@ -99,7 +99,7 @@ func TestPluginDisabledAndEnabledUnderTraffic(t *testing.T) {
 	}
 	docker(t, 3, "plugin", "disable", "-f", plugin)
 	docker(t, 3, "plugin", "enable", plugin)
-	if s := <-done; s.Failed > 0 || s.OK < 100 {
+	if s := <-done; s.Failed > 0 || s.OK < enough {
 		t.Errorf("requests while the plugin was disabled: %+v", s)
 	}
 	noDiff(t, 3)
@@ -161,7 +161,7 @@ func TestPluginUpgrade(t *testing.T) {
 	docker(t, 2, "plugin", "disable", "-f", plugin)
 	docker(t, 2, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", plugin, next)
 	docker(t, 2, "plugin", "enable", plugin)
-	if s := <-done; s.Failed > 0 || s.OK < 100 {
+	if s := <-done; s.Failed > 0 || s.OK < enough {
 		t.Errorf("requests during the upgrade: %+v", s)
 	}
 	noDiff(t, 2)

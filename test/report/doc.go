@@ -3,6 +3,12 @@
 //
 //	report -- ./internal/... -- -count=1 -timeout 30m ./test/...
 //
+// A group may begin with a label, which ends in a colon: where it ran. A test that
+// one group skipped and another passed is not among those that were not run; it is
+// listed by itself, with the label.
+//
+//	report -- ./internal/linux -- 'in a VM:' -exec run-in-vm ./internal/linux
+//
 // go test alone names skipped tests only with -v, among thousands of lines. Here
 // a skip is counted and its reason printed, so that nobody takes a machine that
 // could not run a test for one that passed it. The last line is

@@ -34,15 +34,27 @@ func (n name) String() string {
 type tally struct {
 	out     io.Writer
 	output  map[name][]string // of what has not ended yet
-	passed  int
+	label   string            // of the group that runs
+	passed  map[name]string   // with the label of the group
 	failed  []name
-	skipped []string // with the reason
+	skipped []skip
+}
+
+// skip is a test, or a part of a package, that was not run, and why.
+type skip struct {
+	name   name
+	reason string
 }
 
 func main() {
-	t := tally{out: os.Stdout, output: make(map[name][]string)}
+	t := tally{out: os.Stdout, output: make(map[name][]string), passed: make(map[name]string)}
 	ok := true
 	for _, group := range groups(os.Args[1:]) {
+		if label, ok := strings.CutSuffix(group[0], ":"); ok {
+			t.label, group = label, group[1:]
+		} else {
+			t.label = ""
+		}
 		good, err := t.run(group)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "report:", err)
@@ -108,7 +120,7 @@ func (t *tally) add(e event) {
 		return
 	case "pass":
 		if n.test != "" {
-			t.passed++
+			t.passed[n] = t.label
 		}
 	case "fail":
 		// A package fails with its tests; it counts only if none of them did.
@@ -118,17 +130,21 @@ func (t *tally) add(e event) {
 		fmt.Fprint(t.out, strings.Join(t.output[n], ""))
 	case "skip":
 		if n.test != "" {
-			t.skipped = append(t.skipped, n.String()+": "+reason(t.output[n]))
+			t.skipped = append(t.skipped, skip{n, reason(t.output[n])})
 		}
 	default:
 		return
 	}
 	if n.test == "" && e.Action != "skip" {
-		fmt.Fprintf(t.out, "%-4s %s %.1fs\n", e.Action, n.pkg, e.Elapsed)
+		where := ""
+		if t.label != "" {
+			where = " " + t.label
+		}
+		fmt.Fprintf(t.out, "%-4s %s%s %.1fs\n", e.Action, n.pkg, where, e.Elapsed)
 		// What a package skips as a whole, it says itself.
 		for _, line := range t.output[n] {
 			if after, ok := strings.CutPrefix(line, "SKIP: "); ok {
-				t.skipped = append(t.skipped, n.pkg+": "+strings.TrimSpace(after))
+				t.skipped = append(t.skipped, skip{n, strings.TrimSpace(after)})
 			}
 		}
 	}
@@ -152,10 +168,23 @@ func reason(output []string) string {
 }
 
 func (t *tally) summary() {
-	if len(t.skipped) > 0 {
-		fmt.Fprintln(t.out, "\nnot run on this machine:")
-		for _, s := range t.skipped {
-			fmt.Fprintln(t.out, "  "+s)
+	var not, elsewhere []string
+	for _, s := range t.skipped {
+		if label, ok := t.passed[s.name]; ok {
+			elsewhere = append(elsewhere, fmt.Sprintf("%s: %s", label, s.name))
+		} else {
+			not = append(not, fmt.Sprintf("%s: %s", s.name, s.reason))
+		}
+	}
+	for _, list := range []struct {
+		title string
+		lines []string
+	}{{"not run on this machine itself, but", elsewhere}, {"not run on this machine:", not}} {
+		if len(list.lines) > 0 {
+			fmt.Fprintln(t.out, "\n"+list.title)
+		}
+		for _, line := range list.lines {
+			fmt.Fprintln(t.out, "  "+line)
 		}
 	}
 	if len(t.failed) > 0 {
@@ -164,5 +193,5 @@ func (t *tally) summary() {
 			fmt.Fprintln(t.out, "  "+f.String())
 		}
 	}
-	fmt.Fprintf(t.out, "\n%d passed, %d failed, %d skipped\n", t.passed, len(t.failed), len(t.skipped))
+	fmt.Fprintf(t.out, "\n%d passed, %d failed, %d skipped\n", len(t.passed), len(t.failed), len(not))
 }

@@ -16,7 +16,7 @@ func TestGroups(t *testing.T) {
 
 func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 	var out bytes.Buffer
-	r := tally{out: &out, output: map[name][]string{}}
+	r := tally{out: &out, output: map[name][]string{}, passed: map[name]string{}}
 	for _, e := range []event{
 		{Action: "run", Package: "p", Test: "TestA"},
 		{Action: "pass", Package: "p", Test: "TestA"},
@@ -33,10 +33,21 @@ func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 	} {
 		r.add(e)
 	}
+	r.label = "in a VM"
+	for _, e := range []event{
+		{Action: "pass", Package: "p", Test: "TestA"},
+		{Action: "output", Package: "p", Test: "TestD", Output: "    x_test.go:3: missing: ipvs\n"},
+		{Action: "skip", Package: "p", Test: "TestD"},
+		{Action: "pass", Package: "p", Test: "TestD"},
+		{Action: "pass", Package: "s"},
+	} {
+		r.add(e)
+	}
 	r.summary()
 	for _, want := range []string{
 		"p TestB: x_test.go:3: missing: vxlan", "x_test.go:9: broken", "q: needs root", "does not build", "  r\n",
-		"\n1 passed, 2 failed, 2 skipped\n",
+		"but\n  in a VM: p TestD\n", "pass s in a VM",
+		"\n2 passed, 2 failed, 2 skipped\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, out.String())

@@ -4,6 +4,7 @@
 //	probe serve --tcp 80 --udp 53     answer connections and datagrams
 //	probe get web:80                  ask, print answers
 //	probe hold web:80                 keep one connection and watch for gaps
+//	probe load --to web=web:80        measure several servers in turns
 //	probe dns web                     ask the engine's name server
 //	probe health                      for health checks
 //

@@ -41,9 +41,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"hold":   hold,
 		"dns":    dns,
 		"health": health,
+		"load":   load,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
-		fmt.Fprintln(stderr, "usage: probe serve|get|hold|dns|health [-h] ...")
+		fmt.Fprintln(stderr, "usage: probe serve|get|hold|load|dns|health [-h] ...")
 		return usage
 	}
 	switch err := commands[args[0]](ctx, args[1:], stdout, stderr); {
