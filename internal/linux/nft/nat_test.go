@@ -28,7 +28,7 @@ func (l *lab) natState(h *host, ports []model.PortMap, services ...service) kern
 	for k, v := range want {
 		if vip, ok := k.(kernel.VIP); ok {
 			spec := v.(kernel.VIPSpec)
-			spec.NAT = true
+			spec.NAT, spec.Named = true, len(ports) > 0
 			want[k] = spec
 			for _, p := range ports {
 				want[kernel.Port{NS: h.name, VIP: vip.IP, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
@@ -159,8 +159,9 @@ func TestTranslation(t *testing.T) {
 						must(t, client.ping(vip1, 56))
 						must(t, client.ping(vip1, 4000))
 						l.raw(client, vip1+":80")
-						if ports == nil {
-							l.refuses(client, vip1+":81")
+						l.refuses(client, vip1+":81")
+						if server != "80" {
+							l.refuses(client, vip1+":"+server)
 						}
 					}
 				}
@@ -302,7 +303,7 @@ func TestTranslatedPortIsReused(t *testing.T) {
 	b, a := l.tasks["b"], l.tasks["a"]
 	b.serve(t, "0.0.0.0:80")
 	local := a.ip.String() + ":41000"
-	l.setNAT([]model.PortMap{{Proto: model.TCP, From: 81, To: 80}, {Proto: model.TCP, From: 82, To: 80}}, service{vip: vip1, ready: l.names("b")})
+	l.setNAT([]model.PortMap{{Proto: model.TCP, From: 81, To: 80}, {Proto: model.TCP, From: 82, To: 80}, {Proto: model.UDP, From: 80, To: 80}}, service{vip: vip1, ready: l.names("b")})
 	for _, to := range []string{vip1 + ":81", vip1 + ":82", b.ip.String() + ":80", vip1 + ":81", b.ip.String() + ":80"} {
 		c, err := a.dial(local, to)
 		if err != nil {
