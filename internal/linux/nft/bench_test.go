@@ -95,7 +95,7 @@ func BenchmarkApply(b *testing.B) {
 // tasks have the engine's DNS rules, as all containers have, so connection
 // tracking works for both. One thread is client, one is server.
 func BenchmarkAgainstDirect(b *testing.B) {
-	l := newLab(b)
+	l := newLab(b, byNFT())
 	for _, k := range l.tasks {
 		k.serve(b, "0.0.0.0:80")
 		run(b, k.fd, "iptables-nft", "-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.11/32", "-p", "udp", "--dport", "53", "-j", "DNAT", "--to-destination", "127.0.0.11:40053")

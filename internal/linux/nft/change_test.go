@@ -20,7 +20,7 @@ import (
 )
 
 func TestBackendIsRemoved(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]
 		both := service{vip: vip1, ready: l.names("bd")}
@@ -80,7 +80,7 @@ func TestBackendIsRemoved(t *testing.T) {
 // A port used again gets the next backend, whether the client reset the
 // connection before, or closed it.
 func TestSourcePortIsReused(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]
 		l.set(service{vip: vip1, ready: l.names("bcd")})
@@ -130,7 +130,7 @@ func TestSourcePortIsReused(t *testing.T) {
 
 // What the other side sends after the client's FIN, and the answers to it, pass.
 func TestHalfClosedConnectionGoesOn(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		a := l.tasks["a"]
 		l.set(service{vip: vip1, ready: l.names("b")})
 		const size = 4 << 20
@@ -178,7 +178,7 @@ func TestHalfClosedConnectionGoesOn(t *testing.T) {
 }
 
 func TestThousandConnections(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, ready: l.names("bcd")})
 		var mu sync.Mutex // guards conns
@@ -218,7 +218,7 @@ func TestThousandConnections(t *testing.T) {
 // Backends come and go 200 times, and no connection notices but those of the
 // backend that has gone; here none has, as it always leaves first.
 func TestChangesUnderTraffic(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]
 		sets := [][]*task{l.names("bcd"), l.names("bc"), l.names("cd"), l.names("b"), l.names("db")}
@@ -277,7 +277,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 // The rules are made anew, by a repair and by a new uplink, and connections,
 // which only the maps know, go on.
 func TestConnectionsOutliveRebuild(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	a := l.tasks["a"]
 	l.set(service{vip: vip1, ready: l.names("bcd")})
@@ -312,7 +312,7 @@ func TestConnectionsOutliveRebuild(t *testing.T) {
 func TestBesideTheEnginesRules(t *testing.T) {
 	for _, iptables := range []string{"iptables-nft", "iptables-legacy"} {
 		t.Run(iptables, func(t *testing.T) {
-			l := newLab(t)
+			l := newLab(t, byNFT())
 			l.serveAll("0.0.0.0:80")
 			for _, k := range l.tasks {
 				for _, rule := range []string{
@@ -363,7 +363,7 @@ func TestBesideTheEnginesRules(t *testing.T) {
 
 // An error that a client's stack reports reaches the backend that it is about.
 func TestPortUnreachableReachesTheBackend(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.set(service{vip: vip1, ready: l.names("bd")})
 	a := l.tasks["a"]
 	local := fmt.Sprintf("%s:42000", a.ip)
@@ -397,7 +397,7 @@ func TestPortUnreachableReachesTheBackend(t *testing.T) {
 
 // Elements live as long as the state of their connection asks for.
 func TestLifeOfConnections(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	l.set(service{vip: vip1, ready: l.names("b")})
 	a := l.tasks["a"]

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -39,15 +38,19 @@ type lab struct {
 	t     testing.TB
 	one   *host
 	two   *host
+	hosts []*host
 	tasks map[string]*task
 }
 
 type host struct {
-	name string
-	fd   int
-	h    *netlink.Handle
-	have kernel.State   // what the last apply made
-	ipvs *ipvs.Balancer // nil: nftables balances
+	name     string
+	network  model.Network
+	datapath string
+	vtep     netip.Addr
+	fd       int
+	h        *netlink.Handle
+	have     kernel.State   // what the last apply made
+	ipvs     *ipvs.Balancer // nil: nftables balances
 }
 
 type task struct {
@@ -64,6 +67,7 @@ const (
 	routerMAC = "02:42:0a:ff:00:01"
 	uplink    = "vxlan0"
 	mtu       = 1450 // 1500 without VXLAN's 50
+	vxlanPort = 4799
 )
 
 // patience is how long a test waits for an answer that must come.
@@ -104,57 +108,31 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func newHost(t testing.TB, name string) *host {
-	h := &host{name: "sluice-" + name, fd: newNetns(t), have: kernel.State{}}
-	var err error
-	h.h, err = netlink.NewHandleAt(netns.NsHandle(h.fd))
-	must(t, err)
-	t.Cleanup(h.h.Close)
-	mac, _ := net.ParseMAC(routerMAC)
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: mtu, HardwareAddr: mac}}
-	must(t, h.h.LinkAdd(br))
-	must(t, h.h.LinkSetUp(br))
-	addr, _ := netlink.ParseAddr("10.255.0.1/20")
-	must(t, h.h.AddrAdd(br, addr))
-	do(t, h.fd, func() error {
-		for _, key := range []string{"ipv4/icmp_ratelimit", "ipv4/conf/all/rp_filter", "ipv4/conf/br0/rp_filter", "ipv4/conf/br0/send_redirects"} {
-			if err := os.WriteFile("/proc/sys/net/"+key, []byte("0"), 0); err != nil {
-				return err
-			}
-		}
-		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0)
-		if errors.Is(err, os.ErrNotExist) { // br_netfilter is not loaded
-			return nil
-		}
-		return err
-	})
-	return h
-}
-
-// newLab makes the network with tasks a, b, c on one host and d on the other.
-func newLab(t testing.TB) *lab {
+// newLab makes the network with tasks a, b, c on one host and d on the other. The
+// other has a datapath of its own if a second variant is given.
+func newLab(t testing.TB, v variant, other ...variant) *lab {
 	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN)
-	l := &lab{t: t, one: newHost(t, "one"), two: newHost(t, "two"), tasks: map[string]*task{}}
+	l := &lab{
+		t: t, one: newHost(t, labNetwork(v), "192.0.2.1"), two: newHost(t, labNetwork(append(other, v)[0]), "192.0.2.2"),
+		tasks: map[string]*task{},
+	}
+	l.hosts = []*host{l.one, l.two}
 	// The wire between the hosts.
 	must(t, l.one.h.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: "wire", MTU: 1500}, PeerName: "wire", PeerNamespace: netlink.NsFd(l.two.fd),
 	}))
-	for _, h := range []*host{l.one, l.two} {
-		ip := "192.0.2.1"
-		if h == l.two {
-			ip = "192.0.2.2"
-		}
+	for _, h := range l.hosts {
 		wire, err := h.h.LinkByName("wire")
 		must(t, err)
-		addr, _ := netlink.ParseAddr(ip + "/24")
+		addr, _ := netlink.ParseAddr(h.vtep.String() + "/24")
 		must(t, h.h.AddrAdd(wire, addr))
 		must(t, h.h.LinkSetUp(wire))
 		br, err := h.h.LinkByName("br0")
 		must(t, err)
 		vx := &netlink.Vxlan{
 			LinkAttrs: netlink.LinkAttrs{Name: uplink, MTU: mtu, MasterIndex: br.Attrs().Index},
-			VxlanId:   4097, Port: 4799, SrcAddr: net.ParseIP(ip), Learning: false,
+			VxlanId:   int(h.network.VNI), Port: vxlanPort, SrcAddr: h.vtep.AsSlice(), Learning: false,
 		}
 		must(t, h.h.LinkAdd(vx))
 		must(t, h.h.LinkSetLearning(vx, false))
@@ -216,100 +194,25 @@ func (k *task) join(t testing.TB, dev string) {
 	must(t, k.h.LinkSetUp(eth))
 }
 
-// introduce makes a remote task reachable.
+// introduce makes a remote task reachable: who is to send to it knows its MAC.
 func (l *lab) introduce(k, remote *task) {
 	t := l.t
 	eth, err := k.h.LinkByName("eth0")
 	must(t, err)
 	must(t, k.h.NeighSet(&netlink.Neigh{LinkIndex: eth.Attrs().Index, IP: remote.ip.AsSlice(), HardwareAddr: remote.mac[:], State: netlink.NUD_PERMANENT}))
+	// So does its host's stack, which sends what IPVS has chosen.
+	br, err := k.on.h.LinkByName("br0")
+	must(t, err)
+	must(t, k.on.h.NeighSet(&netlink.Neigh{LinkIndex: br.Attrs().Index, IP: remote.ip.AsSlice(), HardwareAddr: remote.mac[:], State: netlink.NUD_PERMANENT}))
 	vx, err := k.on.h.LinkByName(uplink)
 	must(t, err)
-	vtep := net.ParseIP("192.0.2.2")
-	if remote.on == l.one {
-		vtep = net.ParseIP("192.0.2.1")
-	}
 	fdb := netlink.Neigh{LinkIndex: vx.Attrs().Index, Family: unix.AF_BRIDGE, HardwareAddr: remote.mac[:], State: netlink.NUD_PERMANENT}
 	master := fdb
-	fdb.IP, fdb.Flags = vtep, netlink.NTF_SELF
+	fdb.IP, fdb.Flags = remote.on.vtep.AsSlice(), netlink.NTF_SELF
 	must(t, k.on.h.NeighSet(&fdb))
 	master.Flags = netlink.NTF_MASTER
 	master.State = netlink.NUD_NOARP
 	must(t, k.on.h.NeighSet(&master))
-}
-
-// service is a VIP and who serves it, as a plan would put it.
-type service struct {
-	vip       string
-	scheduler string
-	ready     []*task
-	leaving   []*task
-}
-
-// want is the state of a host's tables for services.
-func (l *lab) want(h *host, services ...service) kernel.State {
-	if h.ipvs != nil {
-		return l.planned(h, services...)
-	}
-	mac, _ := model.ParseMAC(routerMAC)
-	st := kernel.State{kernel.BridgeTable{NS: h.name}: kernel.BridgeTableSpec{Router: mac, Uplink: uplink}}
-	for _, s := range services {
-		vip := netip.MustParseAddr(s.vip)
-		sched := s.scheduler
-		if sched == "" {
-			sched = "rr"
-		}
-		st[kernel.VIP{NS: h.name, IP: vip}] = kernel.VIPSpec{Scheduler: sched, Slots: len(s.ready)}
-		for i, b := range s.ready {
-			st[kernel.Slot{NS: h.name, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: b.mac}
-			st[kernel.Alive{NS: h.name, VIP: vip, MAC: b.mac}] = kernel.AliveSpec{}
-			if b.on == h {
-				st[kernel.Member{NS: h.name, IP: b.ip}] = kernel.MemberSpec{MAC: b.mac}
-				for _, o := range s.ready {
-					if o != b {
-						st[kernel.Other{NS: h.name, VIP: vip, Client: b.ip}] = kernel.OtherSpec{MAC: o.mac}
-						break
-					}
-				}
-			}
-		}
-		for _, b := range s.leaving {
-			st[kernel.Alive{NS: h.name, VIP: vip, MAC: b.mac}] = kernel.AliveSpec{}
-		}
-	}
-	return st
-}
-
-// wantTask is the state of a task's table for the services that it is in.
-func (l *lab) wantTask(k *task, services ...service) kernel.State {
-	st := kernel.State{kernel.TaskTable{Sandbox: k.sandbox()}: kernel.TaskTableSpec{}}
-	for _, s := range services {
-		for _, b := range append(append([]*task{}, s.ready...), s.leaving...) {
-			if b == k {
-				st[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: netip.MustParseAddr(s.vip)}] = kernel.TaskVIPSpec{
-					Addr: k.ip, Loop: len(s.ready) == 1 && s.ready[0] == k,
-				}
-			}
-		}
-	}
-	return st
-}
-
-// set makes services so everywhere, and checks that the dump says so.
-func (l *lab) set(services ...service) {
-	t := l.t
-	t.Helper()
-	for _, k := range l.tasks {
-		k.apply(t, l.wantTask(k, services...))
-	}
-	for _, h := range []*host{l.one, l.two} {
-		br, err := h.h.LinkByName("br0")
-		must(t, err)
-		for _, s := range services {
-			addr, _ := netlink.ParseAddr(s.vip + "/32")
-			must(t, h.h.AddrReplace(br, addr))
-		}
-		h.apply(t, l.want(h, services...))
-	}
 }
 
 func (h *host) dump(t testing.TB) kernel.State {
@@ -344,6 +247,11 @@ func (h *host) apply(t testing.TB, want kernel.State) {
 
 // sandbox stands for the path of a task's namespace.
 func (k *task) sandbox() string { return "/" + k.name }
+
+// translates reports whether a task's own table translates a VIP, as read back.
+func (k *task) translates(vip netip.Addr) bool {
+	return vip.IsValid() && k.have[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: vip}] != nil
+}
 
 func (k *task) dump(t testing.TB) kernel.State {
 	t.Helper()

@@ -5,14 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
@@ -60,7 +58,7 @@ func wantHits(t testing.TB, got map[string]int, want map[string]int) {
 }
 
 func TestEveryTaskReachesTheVIP(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, ready: l.names("bd")})
 		for _, name := range []string{"a", "b", "c", "d"} {
@@ -133,7 +131,7 @@ func (k *task) ping(address string, size int) error {
 }
 
 func TestRoundRobinIsExact(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, ready: l.names("bcd")})
 		wantHits(t, l.hits(l.tasks["a"], vip1+":80", 9), map[string]int{"b": 3, "c": 3, "d": 3})
@@ -147,7 +145,7 @@ func TestRoundRobinIsExact(t *testing.T) {
 }
 
 func TestWeightsAreSlots(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, scheduler: "wrr", ready: l.names("bbd")})
 		wantHits(t, l.hits(l.tasks["a"], vip1+":80", 9), map[string]int{"b": 6, "d": 3})
@@ -157,7 +155,7 @@ func TestWeightsAreSlots(t *testing.T) {
 }
 
 func TestSourceHashKeepsAClient(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, scheduler: "sh", ready: l.names("bcd")})
 		for _, name := range []string{"a", "b", "c", "d"} {
@@ -170,7 +168,7 @@ func TestSourceHashKeepsAClient(t *testing.T) {
 }
 
 func TestAllPorts(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.set(service{vip: vip1, ready: l.names("b")})
 		for _, port := range []string{"1", "80", "5432", "65535"} {
 			l.tasks["b"].serve(t, "0.0.0.0:"+port)
@@ -180,7 +178,7 @@ func TestAllPorts(t *testing.T) {
 }
 
 func TestWithoutBackendsRefusesAtOnce(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1})
 		for _, name := range []string{"a", "d"} {
@@ -220,7 +218,7 @@ func (k *task) knock(address string, size int) error {
 
 // A closed port of a backend refuses as the backend itself would.
 func TestClosedPortRefuses(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.set(service{vip: vip1, ready: l.names("bd")})
 		for range 2 { // local and remote
 			if _, err := l.tasks["a"].dial("", vip1+":81"); !errors.Is(err, unix.ECONNREFUSED) {
@@ -234,7 +232,7 @@ func TestClosedPortRefuses(t *testing.T) {
 }
 
 func TestMemberCallsItsOwnVIP(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		b := l.tasks["b"]
 		l.set(service{vip: vip1, ready: l.names("bcd")})
@@ -264,54 +262,51 @@ func TestMemberCallsItsOwnVIP(t *testing.T) {
 
 // A task on two networks has one namespace, and a VIP and an address on each.
 func TestATaskOnTwoNetworks(t *testing.T) {
-	l := newLab(t)
-	const dbVIP = "10.254.0.100"
-	db := newHost(t, "db") // the second network, of one host
-	client := newTask(t, "e", db, netip.MustParseAddr("10.254.0.2"))
-	client.join(t, "eth0")
-	b := l.tasks["b"]
-	onDB := *b
-	onDB.on, onDB.ip = db, netip.MustParseAddr("10.254.0.3")
-	onDB.mac = model.MACFor(onDB.ip)
-	onDB.join(t, "eth1")
-	b.serve(t, "0.0.0.0:80")
-	l.tasks["c"].serve(t, "0.0.0.0:80")
+	onAll(t, func(t *testing.T, l *lab) {
+		const dbVIP = "10.254.0.100"
+		n := l.one.network // the second network, of one host
+		n.ID, n.VNI = "dbnetwork00000000000000000", 4098
+		n.Subnet, n.Gateway = netip.MustParsePrefix("10.254.0.0/20"), netip.MustParseAddr("10.254.0.1")
+		db := newHost(t, n, "192.0.2.3")
+		l.hosts = append(l.hosts, db)
+		client := newTask(t, "e", db, netip.MustParseAddr("10.254.0.2"))
+		client.join(t, "eth0")
+		l.tasks["e"] = client
+		b := l.tasks["b"]
+		onDB := *b
+		onDB.on, onDB.ip = db, netip.MustParseAddr("10.254.0.3")
+		onDB.mac = model.MACFor(onDB.ip)
+		onDB.join(t, "eth1")
+		b.serve(t, "0.0.0.0:80")
+		l.tasks["c"].serve(t, "0.0.0.0:80")
 
-	web := service{vip: vip1, ready: l.names("bc")}
-	data := service{vip: dbVIP, ready: []*task{&onDB}}
-	l.set(web)
-	br, err := db.h.LinkByName("br0")
-	must(t, err)
-	addr, err := netlink.ParseAddr(dbVIP + "/32")
-	must(t, err)
-	must(t, db.h.AddrAdd(br, addr))
-	db.apply(t, l.want(db, data))
-	both := l.wantTask(b, web)
-	maps.Copy(both, l.wantTask(&onDB, data))
-	b.apply(t, both)
+		web := service{vip: vip1, ready: l.names("bc")}
+		data := service{vip: dbVIP, ready: []*task{&onDB}}
+		l.set(web, data)
 
-	wantHits(t, l.hits(l.tasks["a"], vip1+":80", 4), map[string]int{"b": 2, "c": 2})
-	wantHits(t, l.hits(client, dbVIP+":80", 2), map[string]int{"b": 2})
-	// It is alone on the second network only.
-	wantHits(t, l.hits(b, vip1+":80", 2), map[string]int{"c": 2})
-	c, err := b.dial("", dbVIP+":80")
-	must(t, err)
-	if c.server != "b" || !strings.HasPrefix(c.client, onDB.ip.String()+":") {
-		t.Errorf("alone: answered by %s, which saw %s", c.server, c.client)
-	}
-	c.Close()
+		wantHits(t, l.hits(l.tasks["a"], vip1+":80", 4), map[string]int{"b": 2, "c": 2})
+		wantHits(t, l.hits(client, dbVIP+":80", 2), map[string]int{"b": 2})
+		// It is alone on the second network only.
+		wantHits(t, l.hits(b, vip1+":80", 2), map[string]int{"c": 2})
+		c, err := b.dial("", dbVIP+":80")
+		must(t, err)
+		if c.server != "b" || !strings.HasPrefix(c.client, onDB.ip.String()+":") {
+			t.Errorf("alone: answered by %s, which saw %s", c.server, c.client)
+		}
+		c.Close()
 
-	// It leaves the first network: that VIP's translation goes, the other stays.
-	ops := kernel.Diff(b.dump(t), l.wantTask(&onDB, data))
-	if len(ops) != 1 || ops[0].Key != (kernel.TaskVIP{Sandbox: b.sandbox(), VIP: netip.MustParseAddr(vip1)}) || ops[0].Want != nil {
-		t.Errorf("leaving a network takes %v, want one deletion", ops)
-	}
-	b.apply(t, l.wantTask(&onDB, data))
-	wantHits(t, l.hits(client, dbVIP+":80", 2), map[string]int{"b": 2})
+		// It leaves the first network: that VIP's translation goes, the other stays.
+		ops := kernel.Diff(b.dump(t), l.wantTask(b, data))
+		if len(ops) != 1 || ops[0].Key != (kernel.TaskVIP{Sandbox: b.sandbox(), VIP: netip.MustParseAddr(vip1)}) || ops[0].Want != nil {
+			t.Errorf("leaving a network takes %v, want one deletion", ops)
+		}
+		b.apply(t, l.wantTask(b, data))
+		wantHits(t, l.hits(client, dbVIP+":80", 2), map[string]int{"b": 2})
+	})
 }
 
 func TestServerBoundToItsOwnAddress(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		for _, name := range []string{"b", "d"} {
 			l.tasks[name].serve(t, l.tasks[name].ip.String()+":80")
 		}
@@ -327,7 +322,7 @@ func TestServerBoundToItsOwnAddress(t *testing.T) {
 // One client port may be in use to the VIP and to the same task directly: in the
 // task both become the same pair of addresses and ports.
 func TestOnePortToVIPAndToTheTaskDirectly(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]
 		for i, server := range []string{"b", "d"} {
@@ -363,7 +358,7 @@ func TestOnePortToVIPAndToTheTaskDirectly(t *testing.T) {
 
 // One client port may be in use to two ports of a VIP. Each is a flow of its own.
 func TestOnePortToTwoPortsOfAVIP(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.serveAll("0.0.0.0:81")
 		l.set(service{vip: vip1, ready: l.names("bd")})
@@ -390,7 +385,7 @@ func TestOnePortToTwoPortsOfAVIP(t *testing.T) {
 }
 
 func TestLargeDatagrams(t *testing.T) {
-	onBoth(t, func(t *testing.T, l *lab) {
+	onAll(t, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		l.set(service{vip: vip1, ready: l.names("bd")})
 		pc := l.tasks["a"].udp(t, "")

@@ -321,7 +321,7 @@ func fill(t *testing.T, h *host, name string, n int) {
 }
 
 func TestFullMapRefusesTCPAndServesUDP(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	a, b, c := l.tasks["a"], l.tasks["b"], l.tasks["c"]
 	b.serve(t, "0.0.0.0:80")
 	c.serve(t, "0.0.0.0:80")

@@ -22,7 +22,7 @@ func (l *lab) holds(k *task, address string, n int) (conns []*conn, hits map[str
 func TestLeastConnections(t *testing.T) {
 	for _, scheduler := range []string{"lc", "wlc"} {
 		t.Run(scheduler, func(t *testing.T) {
-			l := newIPVSLab(t)
+			l := newLab(t, byIPVS())
 			l.serveAll("0.0.0.0:80")
 			l.set(service{vip: vip1, scheduler: scheduler, ready: l.names("bcd")})
 			a := l.tasks["a"]
@@ -41,7 +41,7 @@ func TestLeastConnections(t *testing.T) {
 }
 
 func TestLeastConnectionsByWeight(t *testing.T) {
-	l := newIPVSLab(t)
+	l := newLab(t, byIPVS())
 	l.serveAll("0.0.0.0:80")
 	for _, scheduler := range []string{"wlc", "sed"} {
 		l.set(service{vip: vip1})
@@ -59,7 +59,7 @@ func TestLeastConnectionsByWeight(t *testing.T) {
 func TestHashesKeepAClient(t *testing.T) {
 	for _, scheduler := range []string{"sh", "mh"} {
 		t.Run(scheduler, func(t *testing.T) {
-			l := newIPVSLab(t)
+			l := newLab(t, byIPVS())
 			l.serveAll("0.0.0.0:80")
 			l.set(service{vip: vip1, scheduler: scheduler, ready: l.names("bcd")})
 			hits := l.hits(l.tasks["a"], vip1+":80", 6)
@@ -81,7 +81,7 @@ func TestHashesKeepAClient(t *testing.T) {
 // The mark is for IPVS alone. VXLAN would route by it, and a host's rules may have
 // the same number.
 func TestNoMarkLeaves(t *testing.T) {
-	l := newIPVSLab(t)
+	l := newLab(t, byIPVS())
 	l.serveAll("0.0.0.0:80")
 	l.set(service{vip: vip1, ready: l.names("bd")})
 	run(t, l.one.fd, "nft", "add table ip watch; "+
@@ -99,7 +99,7 @@ func TestNoMarkLeaves(t *testing.T) {
 
 // Established connections stay when the whole is made anew, as after a restart.
 func TestIPVSConnectionsOutliveARepair(t *testing.T) {
-	l := newIPVSLab(t)
+	l := newLab(t, byIPVS())
 	l.serveAll("0.0.0.0:80")
 	web := service{vip: vip1, ready: l.names("bcd")}
 	l.set(web)
