@@ -5,20 +5,6 @@ import (
 	"testing"
 )
 
-// holds opens n connections that stay open, and counts who answered.
-func (l *lab) holds(k *task, address string, n int) (conns []*conn, hits map[string]int) {
-	l.t.Helper()
-	hits = map[string]int{}
-	for range n {
-		c, err := k.dial("", address)
-		must(l.t, err)
-		l.t.Cleanup(func() { c.Close() })
-		conns = append(conns, c)
-		hits[c.server]++
-	}
-	return conns, hits
-}
-
 func TestLeastConnections(t *testing.T) {
 	for _, scheduler := range []string{"lc", "wlc"} {
 		t.Run(scheduler, func(t *testing.T) {
@@ -51,30 +37,6 @@ func TestLeastConnectionsByWeight(t *testing.T) {
 		for _, c := range conns {
 			c.reset()
 		}
-	}
-}
-
-// A client stays with a backend by the hash of its address, and one whose backend
-// leaves is given another, not refused.
-func TestHashesKeepAClient(t *testing.T) {
-	for _, scheduler := range []string{"sh", "mh"} {
-		t.Run(scheduler, func(t *testing.T) {
-			l := newLab(t, byIPVS())
-			l.serveAll("0.0.0.0:80")
-			l.set(service{vip: vip1, scheduler: scheduler, ready: l.names("bcd")})
-			hits := l.hits(l.tasks["a"], vip1+":80", 6)
-			if len(hits) != 1 {
-				t.Fatalf("answered by %v, want one", hits)
-			}
-			for first := range hits {
-				rest := strings.ReplaceAll("bcd", first, "")
-				l.set(service{vip: vip1, scheduler: scheduler, ready: l.names(rest), leaving: l.names(first)})
-				hits = l.hits(l.tasks["a"], vip1+":80", 6)
-				if len(hits) != 1 || hits[first] != 0 {
-					t.Errorf("answered by %v, want one that is not %s", hits, first)
-				}
-			}
-		})
 	}
 }
 

@@ -148,6 +148,13 @@ func newLab(t testing.TB, v variant, other ...variant) *lab {
 	return l
 }
 
+// in is the same lab in a subtest, which fails by itself.
+func (l *lab) in(t testing.TB) *lab {
+	sub := *l
+	sub.t = t
+	return &sub
+}
+
 // addTask attaches a namespace with address 10.255.0.n.
 func (l *lab) addTask(name string, on *host, n int) *task {
 	t := l.t
