@@ -40,6 +40,7 @@ type lab struct {
 	two   *host
 	hosts []*host
 	tasks map[string]*task
+	extra []*task // more addresses of tasks, see guests
 }
 
 type host struct {
@@ -257,7 +258,7 @@ func (k *task) sandbox() string { return "/" + k.name }
 
 // translates reports whether a task's own table translates a VIP, as read back.
 func (k *task) translates(vip netip.Addr) bool {
-	return vip.IsValid() && k.have[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: vip}] != nil
+	return k.have[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: vip}] != nil
 }
 
 func (k *task) dump(t testing.TB) kernel.State {
@@ -401,17 +402,23 @@ func (k *task) dial(local, address string) (*conn, error) {
 		if err != nil {
 			return err
 		}
-		nc.SetDeadline(time.Now().Add(patience))
-		c = &conn{Conn: nc, r: bufio.NewReader(nc)}
-		line, err := c.r.ReadString('\n')
-		if err != nil {
-			nc.Close()
-			return fmt.Errorf("greeting: %w", err)
-		}
-		c.answer = parseAnswer(line)
-		return nil
+		c, err = greeted(nc)
+		return err
 	})
 	return c, err
+}
+
+// greeted reads the greeting of a new connection.
+func greeted(nc net.Conn) (*conn, error) {
+	nc.SetDeadline(time.Now().Add(patience))
+	c := &conn{Conn: nc, r: bufio.NewReader(nc)}
+	line, err := c.r.ReadString('\n')
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("greeting: %w", err)
+	}
+	c.answer = parseAnswer(line)
+	return c, nil
 }
 
 // echo sends a line and reads it back.

@@ -100,7 +100,7 @@ func (l *lab) view(h *host, services ...service) model.View {
 			return
 		}
 		at, prepared := model.EndpointID(k.name), netip.Addr{}
-		if l.tasks[k.name].translates(t.VIP) {
+		if t.VIP.IsValid() && l.tasks[k.name].translates(t.VIP) {
 			prepared = t.VIP
 		}
 		if k.on == h {
@@ -116,6 +116,9 @@ func (l *lab) view(h *host, services ...service) model.View {
 		}
 	}
 	for _, k := range l.tasks {
+		add(k, model.Task{}, model.ServiceOptions{})
+	}
+	for _, k := range l.extra {
 		add(k, model.Task{}, model.ServiceOptions{})
 	}
 	for _, s := range services {
