@@ -14,8 +14,15 @@ import (
 )
 
 // kept is a service that keeps its clients.
-func kept(s service, seconds, bits int) tuned {
-	return tuned{service: s, spec: kernel.VIPSpec{Persist: seconds, PersistBits: bits}}
+func kept(s service, seconds, bits int) service {
+	s.options.Persist, s.options.PersistBits = seconds, bits
+	return s
+}
+
+// single is a service that balances each UDP packet by itself.
+func single(s service) service {
+	s.options.OnePacket = true
+	return s
 }
 
 // only is the one backend that has answered a client n times, over two ports and
@@ -56,10 +63,10 @@ func (h *host) clients(t *testing.T) map[string][]time.Duration {
 func TestPersistenceKeepsAClient(t *testing.T) {
 	for _, scheduler := range []string{"rr", "sh"} {
 		t.Run(scheduler, func(t *testing.T) {
-			l := newLab(t)
+			l := newLab(t, byNFT())
 			l.serveAll("0.0.0.0:80")
 			l.serveAll("0.0.0.0:81")
-			l.tune(kept(service{vip: vip1, scheduler: scheduler, ready: l.names("bcd")}, 300, 32))
+			l.set(kept(service{vip: vip1, scheduler: scheduler, ready: l.names("bcd")}, 300, 32))
 			for _, name := range []string{"a", "b", "c", "d"} {
 				if who := l.only(l.tasks[name], vip1, 4); who == name {
 					t.Errorf("%s was given itself", name)
@@ -73,32 +80,32 @@ func TestPersistenceKeepsAClient(t *testing.T) {
 // Backends that come do not draw a client away; one that takes nothing new loses
 // it at once, and not what is open.
 func TestPersistenceEndsWithTheBackend(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	l.serveAll("0.0.0.0:81")
 	a := l.tasks["a"]
-	l.tune(kept(service{vip: vip1, ready: l.names("b")}, 300, 32))
+	l.set(kept(service{vip: vip1, ready: l.names("b")}, 300, 32))
 	long, err := a.dial("", vip1+":80")
 	must(t, err)
 	defer long.Close()
-	l.tune(kept(service{vip: vip1, ready: l.names("cdb")}, 300, 32))
+	l.set(kept(service{vip: vip1, ready: l.names("cdb")}, 300, 32))
 	if who := l.only(a, vip1, 2); who != "b" {
 		t.Fatalf("with more backends: answered by %s, want b", who)
 	}
-	l.tune(kept(service{vip: vip1, ready: l.names("cd"), leaving: l.names("b")}, 300, 32))
+	l.set(kept(service{vip: vip1, ready: l.names("cd"), leaving: l.names("b")}, 300, 32))
 	second := l.only(a, vip1, 2)
 	if second == "b" {
 		t.Error("b leaves, and answers new connections")
 	}
 	must(t, long.echo("still here"))
 	// It is back, and the client stays where it is.
-	l.tune(kept(service{vip: vip1, ready: l.names("bcd")}, 300, 32))
+	l.set(kept(service{vip: vip1, ready: l.names("bcd")}, 300, 32))
 	if who := l.only(a, vip1, 2); who != second {
 		t.Errorf("answered by %s, want %s", who, second)
 	}
 	// Gone altogether.
 	rest := strings.ReplaceAll("bcd", second, "")
-	l.tune(kept(service{vip: vip1, ready: l.names(rest)}, 300, 32))
+	l.set(kept(service{vip: vip1, ready: l.names(rest)}, 300, 32))
 	third := l.only(a, vip1, 2)
 	if third == second {
 		t.Errorf("answered by %s, which is gone", third)
@@ -107,21 +114,21 @@ func TestPersistenceEndsWithTheBackend(t *testing.T) {
 	run(t, l.one.fd, "nft", "flush chain bridge sluice choose; flush chain bridge sluice vip-"+vip1)
 	must(t, nft.Tables{}.ApplyBridge(l.one.fd, l.one.name, kernel.Diff(l.one.dump(t), l.one.have)))
 	same(t, l.one.dump(t), l.one.have)
-	l.tune(kept(service{vip: vip1, scheduler: "wrr", ready: l.names(rest)}, 600, 32))
+	l.set(kept(service{vip: vip1, scheduler: "wrr", ready: l.names(rest)}, 600, 32))
 	if who := l.only(a, vip1, 2); who != third {
 		t.Errorf("after a repair: answered by %s, want %s", who, third)
 	}
 	// Without persistence the turn is everybody's again.
-	l.tune(tuned{service: service{vip: vip1, ready: l.names("bcd")}})
+	l.set(service{vip: vip1, ready: l.names("bcd")})
 	wantHits(t, l.hits(a, vip1+":80", 3), map[string]int{"b": 1, "c": 1, "d": 1})
 }
 
 // A prefix of clients is one client, but a member of it is not given itself.
 func TestPersistenceOfAPrefix(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	l.serveAll("0.0.0.0:81")
-	l.tune(kept(service{vip: vip1, ready: l.names("bcd")}, 300, 24))
+	l.set(kept(service{vip: vip1, ready: l.names("bcd")}, 300, 24))
 	who := l.only(l.tasks["a"], vip1, 2)
 	for range 2 {
 		for _, name := range []string{"a", "b", "c"} {
@@ -132,7 +139,7 @@ func TestPersistenceOfAPrefix(t *testing.T) {
 		}
 	}
 	// Prefixes of two addresses: a and b, c and d.
-	l.tune(kept(service{vip: vip2, ready: l.names("bcd")}, 300, 31))
+	l.set(kept(service{vip: vip2, ready: l.names("bcd")}, 300, 31))
 	first, second := l.only(l.tasks["a"], vip2, 1), l.only(l.tasks["c"], vip2, 1)
 	if first == second {
 		t.Errorf("both prefixes are answered by %s", first)
@@ -141,11 +148,11 @@ func TestPersistenceOfAPrefix(t *testing.T) {
 
 // The time is each VIP's own, and begins anew with every connection.
 func TestPersistenceTakesItsTime(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	l.serveAll("0.0.0.0:81") // in a task, one port of two VIPs would be one
 	a := l.tasks["a"]
-	l.tune(
+	l.set(
 		kept(service{vip: vip1, ready: l.names("bcd")}, 3600, 32),
 		kept(service{vip: vip2, ready: l.names("bc")}, 1, 32),
 	)
@@ -192,10 +199,10 @@ func TestPersistenceTakesItsTime(t *testing.T) {
 }
 
 func TestOnePacketIsBalancedByItself(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	a := l.tasks["a"]
-	l.tune(tuned{service: service{vip: vip1, ready: l.names("bd")}, spec: kernel.VIPSpec{OnePacket: true}})
+	l.set(single(service{vip: vip1, ready: l.names("bd")}))
 	pc := a.udp(t, "")
 	var got []string
 	for range 4 {
@@ -226,7 +233,7 @@ func TestOnePacketIsBalancedByItself(t *testing.T) {
 	}
 	c.Close()
 	// With persistence, all of a client's are for one.
-	l.tune(tuned{service: service{vip: vip1, ready: l.names("bd")}, spec: kernel.VIPSpec{OnePacket: true, Persist: 60, PersistBits: 32}})
+	l.set(single(kept(service{vip: vip1, ready: l.names("bd")}, 60, 32)))
 	hits := map[string]int{}
 	for range 4 {
 		b, err := ask(pc, vip1+":80", []byte("?"))
@@ -240,7 +247,7 @@ func TestOnePacketIsBalancedByItself(t *testing.T) {
 
 // The plan says how long an open connection may be silent.
 func TestLifeOfOpenConnections(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	web := service{vip: vip1, ready: l.names("b")}
 	l.set(web)
@@ -271,7 +278,7 @@ func TestLifeOfOpenConnections(t *testing.T) {
 }
 
 func TestTrafficCountsConnections(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	a, b := l.tasks["a"], l.tasks["b"]
 	count := func(when string, want ...uint64) {
@@ -288,7 +295,7 @@ func TestTrafficCountsConnections(t *testing.T) {
 		}
 	}
 	one, two := service{vip: vip1, ready: l.names("bd")}, service{vip: vip2, ready: l.names("b")}
-	l.tune(tuned{service: one}, tuned{service: two})
+	l.set(one, two)
 	count("at first", 0, 0)
 	l.hits(a, vip1+":80", 5)
 	l.hits(b, vip1+":80", 4) // the choice of itself is none
@@ -304,22 +311,22 @@ func TestTrafficCountsConnections(t *testing.T) {
 
 	// The service changes, and the number goes on.
 	one.ready = l.names("bcd")
-	l.tune(tuned{service: one}, tuned{service: two})
+	l.set(one, two)
 	count("another backend", 10, 1)
 	one.ready = nil
-	l.tune(tuned{service: one}, tuned{service: two})
+	l.set(one, two)
 	if _, err := a.dial("", vip1+":80"); err == nil {
 		t.Error("no backends, and no error")
 	}
 	count("refused", 10, 1)
 	one.ready = l.names("bc")
-	l.tune(kept(one, 300, 32), tuned{service: two})
+	l.set(kept(one, 300, 32), two)
 	l.hits(a, vip1+":80", 3)
 	l.hits(b, vip1+":80", 2)
 	must(t, a.ping(vip1, 56))
 	count("kept clients", 15, 1)
 	one.ready = l.names("b")
-	l.tune(tuned{service: one, spec: kernel.VIPSpec{OnePacket: true}}, tuned{service: two})
+	l.set(single(one), two)
 	for range 3 {
 		_, err := ask(pc, vip1+":80", []byte("?"))
 		must(t, err)
@@ -340,17 +347,17 @@ func TestTrafficCountsConnections(t *testing.T) {
 
 // A choice leaves no mark on the frame.
 func TestNoMarkGoesOn(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, byNFT())
 	l.serveAll("0.0.0.0:80")
 	run(t, l.one.fd, "nft", "add table bridge watch; add chain bridge watch f { type filter hook prerouting priority 0; }; "+
 		"add rule bridge watch f meta mark != 0 counter")
-	for i, s := range []tuned{
-		{service: service{vip: vip1, ready: l.names("bd")}},
+	for i, s := range []service{
+		{vip: vip1, ready: l.names("bd")},
 		kept(service{vip: vip1, ready: l.names("bd")}, 300, 32),
 		kept(service{vip: vip1, ready: l.names("bd")}, 300, 24),
-		{service: service{vip: vip1}},
+		{vip: vip1},
 	} {
-		l.tune(s)
+		l.set(s)
 		for _, name := range []string{"a", "b"} {
 			for range 3 {
 				if c, err := l.tasks[name].dial("", vip1+":80"); err == nil {

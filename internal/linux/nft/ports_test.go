@@ -21,121 +21,56 @@ import (
 	"sluice/internal/model"
 )
 
-// tuned is a service with what a lab's service has no word for.
-type tuned struct {
-	service
-	spec  kernel.VIPSpec  // what it says besides scheduler and slots
-	ports []model.PortMap // of a VIP that is named
-}
-
-// want is the state of a host's tables for the service.
-func (s tuned) want(l *lab, h *host) kernel.State {
-	st := l.want(h, s.service)
-	key := kernel.VIP{NS: h.name, IP: netip.MustParseAddr(s.vip)}
-	spec := s.spec
-	had := st[key].(kernel.VIPSpec)
-	spec.Scheduler, spec.Slots = had.Scheduler, had.Slots
-	st[key] = spec
-	for _, p := range s.ports {
-		st[kernel.Port{NS: h.name, VIP: key.IP, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
-	}
-	for _, k := range s.leaving {
-		st[kernel.Alive{NS: h.name, VIP: key.IP, MAC: k.mac}] = kernel.AliveSpec{Drains: true}
-	}
-	return st
-}
-
-// wantTask is the state of a task's table for the service.
-func (s tuned) wantTask(l *lab, k *task) kernel.State {
-	st := l.wantTask(k, s.service)
-	key := kernel.TaskVIP{Sandbox: k.sandbox(), VIP: netip.MustParseAddr(s.vip)}
-	v, ok := st[key].(kernel.TaskVIPSpec)
-	if !ok || !s.spec.Named {
-		return st
-	}
-	for _, p := range s.ports {
-		st[kernel.TaskPort{Sandbox: k.sandbox(), VIP: key.VIP, Proto: p.Proto, Port: p.From}] = kernel.TaskPortSpec{Addr: k.ip, To: p.To, Loop: v.Loop}
-	}
-	v.Loop = false
-	st[key] = v
-	return st
-}
-
-// tune makes services so everywhere, and checks that the dump says so.
-func (l *lab) tune(services ...tuned) {
-	l.t.Helper()
-	var plain []service
-	for _, s := range services {
-		plain = append(plain, s.service)
-	}
-	l.set(plain...) // the addresses, which it gives once
-	for _, k := range l.tasks {
-		st := kernel.State{}
-		for _, s := range services {
-			maps.Copy(st, s.wantTask(l, k))
-		}
-		k.apply(l.t, st)
-	}
-	for _, h := range []*host{l.one, l.two} {
-		st := kernel.State{}
-		for _, s := range services {
-			maps.Copy(st, s.want(l, h))
-		}
-		h.apply(l.t, st)
-	}
-}
-
-func named(s service, ports string) tuned {
-	all, err := model.ParsePorts(ports)
-	if err != nil {
-		panic(err) // the test's own text
-	}
-	return tuned{service: s, spec: kernel.VIPSpec{Named: true}, ports: all.List()}
+// named is a service with nothing but those ports.
+func named(s service, ports model.Ports) service {
+	s.options.Ports = ports
+	return s
 }
 
 func TestNamedPortsAreServedAndNoOthers(t *testing.T) {
-	l := newLab(t)
-	for _, port := range []string{"80", "8080", "53"} {
-		l.serveAll("0.0.0.0:" + port)
-	}
-	l.tune(named(service{vip: vip1, ready: l.names("bd")}, "80:8080/tcp;53/udp"))
-	for _, name := range []string{"a", "b"} {
-		k := l.tasks[name]
-		want := map[string]int{"b": 2, "d": 2}
-		if name == "b" {
-			want = map[string]int{"d": 4}
+	onAll(t, func(t *testing.T, l *lab) {
+		for _, port := range []string{"80", "8080", "53"} {
+			l.serveAll("0.0.0.0:" + port)
 		}
-		wantHits(t, l.hits(k, vip1+":80", 4), want)
-		got := map[string]int{}
-		for range 4 {
-			b, err := ask(k.udp(t, ""), vip1+":53", []byte("?"))
-			must(t, err)
-			got[parseAnswer(string(b)).server]++
-		}
-		wantHits(t, got, want)
-		began := time.Now()
-		for _, port := range []string{"8080", "53", "81"} {
-			if _, err := k.dial("", vip1+":"+port); !errors.Is(err, unix.ECONNREFUSED) {
-				t.Errorf("TCP from %s to %s: %v, want refused", name, port, err)
+		l.set(named(service{vip: vip1, ready: l.names("bd")}, "80:8080/tcp;53/udp"))
+		for _, name := range []string{"a", "b"} {
+			k := l.tasks[name]
+			want := map[string]int{"b": 2, "d": 2}
+			if name == "b" {
+				want = map[string]int{"d": 4}
 			}
-		}
-		for _, port := range []string{"8080", "80", "81"} {
-			for _, size := range []int{10, 4000} {
-				if err := k.knock(vip1+":"+port, size); !errors.Is(err, unix.ECONNREFUSED) {
-					t.Errorf("UDP from %s to %s, %d octets: %v, want refused", name, port, size, err)
+			wantHits(t, l.hits(k, vip1+":80", 4), want)
+			got := map[string]int{}
+			for range 4 {
+				b, err := ask(k.udp(t, ""), vip1+":53", []byte("?"))
+				must(t, err)
+				got[parseAnswer(string(b)).server]++
+			}
+			wantHits(t, got, want)
+			began := time.Now()
+			for _, port := range []string{"8080", "53", "81"} {
+				if _, err := k.dial("", vip1+":"+port); !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("TCP from %s to %s: %v, want refused", name, port, err)
 				}
 			}
+			for _, port := range []string{"8080", "80", "81"} {
+				for _, size := range []int{10, 4000} {
+					if err := k.knock(vip1+":"+port, size); !errors.Is(err, unix.ECONNREFUSED) {
+						t.Errorf("UDP from %s to %s, %d octets: %v, want refused", name, port, size, err)
+					}
+				}
+			}
+			// GRE (47) has no ports.
+			if err := k.knockRaw(vip1, 47); !errors.Is(err, unix.ENOPROTOOPT) {
+				t.Errorf("another protocol from %s: %v, want it refused", name, err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("refusals from %s took %v", name, took)
+			}
+			must(t, k.ping(vip1, 56))
+			must(t, k.ping(vip1, 4000))
 		}
-		// GRE (47) has no ports.
-		if err := k.knockRaw(vip1, 47); !errors.Is(err, unix.ENOPROTOOPT) {
-			t.Errorf("another protocol from %s: %v, want it refused", name, err)
-		}
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("refusals from %s took %v", name, took)
-		}
-		must(t, k.ping(vip1, 56))
-		must(t, k.ping(vip1, 4000))
-	}
+	})
 }
 
 // knockRaw sends a packet of a protocol and returns what comes of it.
@@ -158,124 +93,127 @@ func (k *task) knockRaw(address string, proto int) error {
 // The server is where it listens, by whatever number clients know it; alone it
 // calls itself so too.
 func TestOnlyBackendCallsItsOwnPort(t *testing.T) {
-	l := newLab(t)
-	b := l.tasks["b"]
-	b.serve(t, b.ip.String()+":8080")
-	l.tune(named(service{vip: vip1, ready: l.names("b")}, "80:8080/tcp;81/tcp;53:8080/udp"))
-	wantHits(t, l.hits(l.tasks["a"], vip1+":80", 2), map[string]int{"b": 2})
-	c, err := b.dial("", vip1+":80")
-	must(t, err)
-	must(t, c.echo("to myself"))
-	if c.server != "b" || !strings.HasPrefix(c.client, b.ip.String()+":") {
-		t.Errorf("alone: answered by %s, which saw %s", c.server, c.client)
-	}
-	c.Close()
-	got, err := ask(b.udp(t, ""), vip1+":53", []byte("?"))
-	must(t, err)
-	if ans := parseAnswer(string(got)); ans.server != "b" {
-		t.Errorf("alone: UDP answered by %v", ans)
-	}
-	for _, port := range []string{"81", "8080"} { // no server there, no port
-		if _, err := b.dial("", vip1+":"+port); !errors.Is(err, unix.ECONNREFUSED) {
-			t.Errorf("to %s: %v, want refused", port, err)
+	onAll(t, func(t *testing.T, l *lab) {
+		b := l.tasks["b"]
+		b.serve(t, b.ip.String()+":8080")
+		l.set(named(service{vip: vip1, ready: l.names("b")}, "80:8080/tcp;81/tcp;53:8080/udp"))
+		wantHits(t, l.hits(l.tasks["a"], vip1+":80", 2), map[string]int{"b": 2})
+		c, err := b.dial("", vip1+":80")
+		must(t, err)
+		must(t, c.echo("to myself"))
+		if c.server != "b" || !strings.HasPrefix(c.client, b.ip.String()+":") {
+			t.Errorf("alone: answered by %s, which saw %s", c.server, c.client)
 		}
-	}
+		c.Close()
+		got, err := ask(b.udp(t, ""), vip1+":53", []byte("?"))
+		must(t, err)
+		if ans := parseAnswer(string(got)); ans.server != "b" {
+			t.Errorf("alone: UDP answered by %v", ans)
+		}
+		for _, port := range []string{"81", "8080"} { // no server there, no port
+			if _, err := b.dial("", vip1+":"+port); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("to %s: %v, want refused", port, err)
+			}
+		}
+	})
 }
 
 // A port that goes takes its connections along, at both ends, and leaves others.
 func TestPortGoesAway(t *testing.T) {
-	l := newLab(t)
-	a, b := l.tasks["a"], l.tasks["b"]
-	b.serve(t, "0.0.0.0:81")
-	var server net.Conn
-	accepted := make(chan struct{})
-	do(t, b.fd, func() error {
-		ln, err := net.Listen("tcp4", ":80")
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { ln.Close() })
-		go func() {
-			defer close(accepted)
-			if server, err = ln.Accept(); err == nil {
-				fmt.Fprintln(server, "b", server.RemoteAddr())
+	onAll(t, func(t *testing.T, l *lab) {
+		a, b := l.tasks["a"], l.tasks["b"]
+		b.serve(t, "0.0.0.0:81")
+		var server net.Conn
+		accepted := make(chan struct{})
+		do(t, b.fd, func() error {
+			ln, err := net.Listen("tcp4", ":80")
+			if err != nil {
+				return err
 			}
-		}()
-		return nil
-	})
-	web := service{vip: vip1, ready: l.names("b")}
-	l.tune(named(web, "80/tcp;81/tcp;81/udp"))
-	gone, err := a.dial("", vip1+":80")
-	must(t, err)
-	defer gone.Close()
-	<-accepted
-	defer server.Close()
-	stays, err := a.dial("", vip1+":81")
-	must(t, err)
-	defer stays.Close()
-	pc := a.udp(t, "")
-	_, err = ask(pc, vip1+":81", []byte("?"))
-	must(t, err)
+			t.Cleanup(func() { ln.Close() })
+			go func() {
+				defer close(accepted)
+				if server, err = ln.Accept(); err == nil {
+					fmt.Fprintln(server, "b", server.RemoteAddr())
+				}
+			}()
+			return nil
+		})
+		web := service{vip: vip1, ready: l.names("b")}
+		l.set(named(web, "80/tcp;81/tcp;81/udp"))
+		gone, err := a.dial("", vip1+":80")
+		must(t, err)
+		defer gone.Close()
+		<-accepted
+		defer server.Close()
+		stays, err := a.dial("", vip1+":81")
+		must(t, err)
+		defer stays.Close()
+		pc := a.udp(t, "")
+		_, err = ask(pc, vip1+":81", []byte("?"))
+		must(t, err)
 
-	l.tune(named(web, "81/tcp"))
-	must(t, stays.echo("stays"))
-	if err := gone.echo("gone"); !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("connection to the port that is gone: %v, want reset", err)
-	}
-	if err := a.knock(vip1+":81", 10); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("UDP to the port that is gone: %v, want refused", err)
-	}
-	server.SetDeadline(time.Now().Add(patience))
-	if _, err := server.Write([]byte("are you there")); err != nil {
-		t.Error(err)
-	}
-	if _, err := io.ReadAll(server); !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("the server hears %v, want reset", err)
-	}
-	// All ports, and none.
-	l.tune(tuned{service: web})
-	must(t, stays.echo("stays"))
-	l.tune(named(web, "82/tcp"))
-	if err := stays.echo("gone"); !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("connection to the other port that is gone: %v, want reset", err)
-	}
+		l.set(named(web, "81/tcp"))
+		must(t, stays.echo("stays"))
+		if err := gone.echo("gone"); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("connection to the port that is gone: %v, want reset", err)
+		}
+		if err := a.knock(vip1+":81", 10); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("UDP to the port that is gone: %v, want refused", err)
+		}
+		server.SetDeadline(time.Now().Add(patience))
+		if _, err := server.Write([]byte("are you there")); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadAll(server); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("the server hears %v, want reset", err)
+		}
+		// All ports, and none.
+		l.set(web)
+		must(t, stays.echo("stays"))
+		l.set(named(web, "82/tcp"))
+		if err := stays.echo("gone"); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("connection to the other port that is gone: %v, want reset", err)
+		}
+	})
 }
 
 // An SCTP port is translated as the others; the packet is made by hand, as few
 // kernels have sockets for it.
 func TestNamedPortOfSCTP(t *testing.T) {
-	l := newLab(t)
-	a, b := l.tasks["a"], l.tasks["b"]
-	l.tune(named(service{vip: vip1, ready: l.names("b")}, "9:2905/sctp"))
-	var at net.PacketConn
-	do(t, b.fd, func() (err error) {
-		at, err = net.ListenPacket("ip4:132", "0.0.0.0")
-		return err
-	})
-	defer at.Close()
-	send := func(port uint16) {
-		t.Helper()
-		do(t, a.fd, func() error {
-			c, err := net.Dial("ip4:132", vip1)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_, err = c.Write(sctpInit(40000, port))
+	onAll(t, func(t *testing.T, l *lab) {
+		a, b := l.tasks["a"], l.tasks["b"]
+		l.set(named(service{vip: vip1, ready: l.names("b")}, "9:2905/sctp"))
+		var at net.PacketConn
+		do(t, b.fd, func() (err error) {
+			at, err = net.ListenPacket("ip4:132", "0.0.0.0")
 			return err
 		})
-	}
-	send(10) // refused, so it is not what arrives first
-	send(9)
-	at.SetReadDeadline(time.Now().Add(patience))
-	buf := make([]byte, 1500)
-	n, from, err := at.ReadFrom(buf)
-	if err != nil {
-		t.Fatalf("nothing arrives: %v", err)
-	}
-	if port := binary.BigEndian.Uint16(buf[2:]); from.String() != a.ip.String() || port != 2905 || n != 32 {
-		t.Errorf("%d octets from %s to port %d, want 32 from %s to 2905", n, from, port, a.ip)
-	}
+		defer at.Close()
+		send := func(port uint16) {
+			t.Helper()
+			do(t, a.fd, func() error {
+				c, err := net.Dial("ip4:132", vip1)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.Write(sctpInit(40000, port))
+				return err
+			})
+		}
+		send(10) // refused, so it is not what arrives first
+		send(9)
+		at.SetReadDeadline(time.Now().Add(patience))
+		buf := make([]byte, 1500)
+		n, from, err := at.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("nothing arrives: %v", err)
+		}
+		if port := binary.BigEndian.Uint16(buf[2:]); from.String() != a.ip.String() || port != 2905 || n != 32 {
+			t.Errorf("%d octets from %s to port %d, want 32 from %s to 2905", n, from, port, a.ip)
+		}
+	})
 }
 
 // sctpInit is a packet that asks for an association (RFC 9260 section 3.3.2).
