@@ -115,8 +115,15 @@ func TestSourcePortIsReused(t *testing.T) {
 			})
 		}
 		for i := range 12 {
-			c, err := a.dial(a.ip.String()+":41001", vip1+":81")
-			must(t, err)
+			// Free at once: when the server's stack has said that it has seen the FIN.
+			var c *conn
+			until(t, patience, "a free port", func() bool {
+				var err error
+				if c, err = a.dial(a.ip.String()+":41001", vip1+":81"); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
 			if want := string(l.turns("bcd")[i%3]); c.server != want {
 				t.Errorf("use %d of the port, closed before: answered by %s, want %s", i, c.server, want)
 			}

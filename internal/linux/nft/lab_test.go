@@ -48,6 +48,7 @@ type host struct {
 	network  model.Network
 	datapath string
 	vtep     netip.Addr
+	noTunnel bool // the kernel has no IPIP devices
 	fd       int
 	h        *netlink.Handle
 	have     kernel.State   // what the last apply made
@@ -249,7 +250,13 @@ func (h *host) apply(t testing.TB, want kernel.State) {
 		}
 		ops = ops[n:]
 	}
-	same(t, h.dump(t), want)
+	// The kernel makes the hash table of a map larger in the background, and a walk
+	// meanwhile may pass elements by: what is missing is looked for again.
+	have := h.dump(t)
+	for late := time.Now().Add(patience); len(have) < len(want) && time.Now().Before(late); {
+		have = h.dump(t)
+	}
+	same(t, have, want)
 	h.have = want
 }
 
@@ -261,18 +268,45 @@ func (k *task) translates(vip netip.Addr) bool {
 	return k.have[kernel.TaskVIP{Sandbox: k.sandbox(), VIP: vip}] != nil
 }
 
-func (k *task) dump(t testing.TB) kernel.State {
+// dump reads a task's table, and its tunnels if it may have some.
+func (k *task) dump(t testing.TB, tunnels bool) kernel.State {
 	t.Helper()
 	st, err := nft.Tables{}.DumpTask(k.fd, k.sandbox())
 	must(t, err)
+	if tunnels {
+		maps.Copy(st, k.tunnels(t))
+	}
 	return st
 }
 
 func (k *task) apply(t testing.TB, want kernel.State) {
 	t.Helper()
-	must(t, nft.Tables{}.ApplyTask(k.fd, k.sandbox(), kernel.Diff(k.have, want)))
-	same(t, k.dump(t), want)
+	var tables, tunnels []kernel.Op
+	for _, o := range kernel.Diff(k.have, want) {
+		if isTunnel(o.Key) {
+			tunnels = append(tunnels, o)
+		} else {
+			tables = append(tables, o)
+		}
+	}
+	must(t, nft.Tables{}.ApplyTask(k.fd, k.sandbox(), tables))
+	k.tunnelOps(t, tunnels)
+	same(t, k.dump(t, hasTunnel(want) || hasTunnel(k.have)), want)
 	k.have = want
+}
+
+func isTunnel(key kernel.Key) bool {
+	_, ok := key.(kernel.TaskTunnel)
+	return ok
+}
+
+func hasTunnel(st kernel.State) bool {
+	for key := range st {
+		if isTunnel(key) {
+			return true
+		}
+	}
+	return false
 }
 
 func same(t testing.TB, have, want kernel.State) {

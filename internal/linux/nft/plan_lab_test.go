@@ -28,7 +28,9 @@ type variant struct{ name, datapath, mode string }
 func variants() []variant {
 	return []variant{
 		{"nft/dr", lb.NFT, "dr"},
+		{"nft/tun", lb.NFT, "tun"},
 		{"ipvs/dr", lb.IPVS, "dr"},
+		{"ipvs/tun", lb.IPVS, "tun"},
 	}
 }
 
@@ -89,7 +91,7 @@ func (l *lab) plan(h *host, services ...service) kernel.State {
 // service. A task is prepared as far as its own tables have been read to say so.
 func (l *lab) view(h *host, services ...service) model.View {
 	v := model.View{
-		Self:      model.Self{Node: "this", VTEP: h.vtep, VXLANPort: vxlanPort, Datapath: h.datapath},
+		Self:      model.Self{Node: "this", VTEP: h.vtep, VXLANPort: vxlanPort, Datapath: h.datapath, NoTunnel: h.noTunnel},
 		Networks:  map[model.NetworkID]model.Network{h.network.ID: h.network},
 		Endpoints: map[model.EndpointID]model.Endpoint{},
 		Remotes:   map[model.EndpointID]model.Remote{},
@@ -99,19 +101,23 @@ func (l *lab) view(h *host, services ...service) model.View {
 		if k.on.network.ID != h.network.ID {
 			return
 		}
-		at, prepared := model.EndpointID(k.name), netip.Addr{}
-		if t.VIP.IsValid() && l.tasks[k.name].translates(t.VIP) {
-			prepared = t.VIP
+		at, prepared, tunnel := model.EndpointID(k.name), netip.Addr{}, false
+		if t.VIP.IsValid() {
+			space := l.tasks[k.name]
+			tunnel = space.have[kernel.TaskTunnel{Sandbox: space.sandbox(), Addr: k.ip}] != nil
+			if space.translates(t.VIP) {
+				prepared = t.VIP
+			}
 		}
 		if k.on == h {
 			v.Endpoints[at] = model.Endpoint{
 				ID: at, Network: h.network.ID, Addr: k.ip, MAC: k.mac, Phase: model.Taken, Sandbox: k.sandbox(),
-				Task: t, Options: o, Prepared: prepared,
+				Task: t, Options: o, Prepared: prepared, Tunnel: tunnel,
 			}
 		} else {
 			v.Remotes[at] = model.Remote{
 				ID: at, Network: h.network.ID, Node: "that", VTEP: k.on.vtep, Addr: k.ip, MAC: k.mac,
-				Task: t, Options: o, Prepared: prepared,
+				Task: t, Options: o, Prepared: prepared, Tunnel: tunnel,
 			}
 		}
 	}
@@ -212,8 +218,12 @@ func newHost(t testing.TB, n model.Network, vtep string) *host {
 		name: overlay.NetnsName(n), network: n, datapath: n.Options.Datapath, vtep: netip.MustParseAddr(vtep),
 		fd: newNetns(t), have: kernel.State{},
 	}
+	h.noTunnel = netnstest.Has(netnstest.IPIP) != nil
 	if h.datapath == lb.IPVS {
 		netnstest.Need(t, netnstest.IPVS)
+		if n.Options.Mode == lb.TUN {
+			netnstest.Need(t, netnstest.IPIP)
+		}
 		h.ipvs = ipvs.New()
 	}
 	var err error

@@ -110,7 +110,7 @@ func TestTaskApplyIsIdempotent(t *testing.T) {
 	ops := kernel.Diff(kernel.State{}, want)
 	for range 2 {
 		must(t, nft.Tables{}.ApplyTask(fd, path, ops))
-		same(t, k.dump(t), want)
+		same(t, k.dump(t, false), want)
 	}
 	for _, spec := range []kernel.TaskVIPSpec{
 		{Addr: addr, Loop: true}, {Addr: addr.Next(), Loop: true}, {Addr: addr}, {Addr: addr, Loop: true},
@@ -119,17 +119,17 @@ func TestTaskApplyIsIdempotent(t *testing.T) {
 			must(t, nft.Tables{}.ApplyTask(fd, path, []kernel.Op{{Key: vip, Want: spec, Have: have}}))
 		}
 		want[vip] = spec
-		same(t, k.dump(t), want)
+		same(t, k.dump(t, false), want)
 	}
 	del := []kernel.Op{{Key: vip, Have: want[vip]}}
 	delete(want, vip)
 	for range 2 {
 		must(t, nft.Tables{}.ApplyTask(fd, path, del))
-		same(t, k.dump(t), want)
+		same(t, k.dump(t, false), want)
 	}
 	for range 2 {
 		must(t, nft.Tables{}.ApplyTask(fd, path, kernel.Diff(want, kernel.State{})))
-		same(t, k.dump(t), kernel.State{})
+		same(t, k.dump(t, false), kernel.State{})
 	}
 }
 
@@ -280,12 +280,12 @@ func TestDamageOfTaskTableIsRepaired(t *testing.T) {
 			}
 			k.apply(t, want)
 			run(t, k.fd, "nft", damage)
-			have := k.dump(t)
+			have := k.dump(t, false)
 			if maps.Equal(have, want) {
 				t.Fatal("the dump does not show it")
 			}
 			must(t, nft.Tables{}.ApplyTask(k.fd, path, kernel.Diff(have, want)))
-			same(t, k.dump(t), want)
+			same(t, k.dump(t, false), want)
 		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/linux"
 	"sluice/internal/netnstest"
+	lb "sluice/lb/service"
 )
 
 // The way of a packet through a tunnel:
@@ -25,44 +26,51 @@ import (
 //
 // Through the hosts' tunnel (VXLAN) just so.
 
-// newTunLab is newIPVSLab whose tasks can have tunnels.
-func newTunLab(t testing.TB) *lab {
+// byTunnel is IPVS that sends packets to backends in others.
+func byTunnel() variant { return variant{"ipvs/tun", lb.IPVS, "tun"} }
+
+// tunnelOps makes and deletes tunnels of a task, as its node does, and reads them.
+func (k *task) tunnelOps(t testing.TB, ops []kernel.Op) {
 	t.Helper()
-	netnstest.Need(t, netnstest.Root, netnstest.IPVS, netnstest.IPIP)
-	return newIPVSLab(t)
+	if len(ops) == 0 {
+		return
+	}
+	ops = slices.Clone(ops)
+	for i := range ops {
+		key := ops[i].Key.(kernel.TaskTunnel)
+		key.Sandbox = k.path()
+		ops[i].Key = key
+	}
+	k.asNode(t, func(node *linux.Kernel) error { return errors.Join(node.Apply(t.Context(), ops)...) })
 }
 
-// setTun is set with every backend in a tunnel.
-func (l *lab) setTun(services ...service) {
-	t := l.t
+// tunnels are those that the task's node reads.
+func (k *task) tunnels(t testing.TB) kernel.State {
 	t.Helper()
-	l.set(services...)
-	for _, k := range l.tasks {
-		if slices.ContainsFunc(services, func(s service) bool { return slices.Contains(s.ready, k) }) {
-			k.addTunnel(t)
-		}
-	}
-	for _, h := range []*host{l.one, l.two} {
-		want := l.want(h, services...)
-		for key, v := range want {
-			if d, ok := v.(kernel.IPVSDestSpec); ok {
-				d.Method = kernel.IPVSTun
-				want[key] = d
+	out := kernel.State{}
+	k.asNode(t, func(node *linux.Kernel) error {
+		st, err := node.Dump(t.Context(), []string{k.path()})
+		for key, v := range st {
+			if key, ok := key.(kernel.TaskTunnel); ok {
+				out[kernel.TaskTunnel{Sandbox: k.sandbox(), Addr: key.Addr}] = v
 			}
 		}
-		h.apply(t, want)
-	}
+		return err
+	})
+	return out
 }
 
-// addTunnel gives a task its tunnel, as the node does.
-func (k *task) addTunnel(t testing.TB) {
+// asNode lends f the kernel of the task's host.
+func (k *task) asNode(t testing.TB, f func(*linux.Kernel) error) {
 	t.Helper()
 	node, err := linux.New(linux.Config{NetnsDir: netnstest.Dir(t), HostNetns: fmt.Sprintf("/proc/self/fd/%d", k.on.fd), NoFilter: true})
 	must(t, err)
 	defer func() { must(t, node.Close()) }()
-	key := kernel.TaskTunnel{Sandbox: fmt.Sprintf("/proc/self/fd/%d", k.fd), Addr: k.ip}
-	must(t, errors.Join(node.Apply(t.Context(), []kernel.Op{{Key: key, Want: kernel.TaskTunnelSpec{}}})...))
+	must(t, f(node))
 }
+
+// path is where the task's namespace can be opened.
+func (k *task) path() string { return fmt.Sprintf("/proc/self/fd/%d", k.fd) }
 
 // tunnelled is how many packets a task has had out of its tunnel.
 func (k *task) tunnelled(t testing.TB) uint64 {
@@ -96,12 +104,12 @@ func (k *task) setRPFilter(t testing.TB, value string) {
 func TestTunnelReachesEveryBackend(t *testing.T) {
 	for _, rp := range []string{"0", "1", "2"} {
 		t.Run("rp_filter "+rp, func(t *testing.T) {
-			l := newTunLab(t)
+			l := newLab(t, byTunnel())
 			for _, k := range l.tasks {
 				k.setRPFilter(t, rp)
 			}
 			l.serveAll("0.0.0.0:80")
-			l.setTun(service{vip: vip1, ready: l.names("bd")})
+			l.set(service{vip: vip1, ready: l.names("bd")})
 			a := l.tasks["a"]
 			wantHits(t, l.hits(a, vip1+":80", 4), map[string]int{"b": 2, "d": 2})
 			c, err := a.dial("", vip1+":80")
@@ -140,11 +148,11 @@ func TestTunnelReachesEveryBackend(t *testing.T) {
 
 // A backend that is a client gets the other one, and one that is alone itself.
 func TestTunnelOfAMember(t *testing.T) {
-	l := newTunLab(t)
+	l := newLab(t, byTunnel())
 	l.serveAll("0.0.0.0:80")
-	l.setTun(service{vip: vip1, ready: l.names("bd")})
+	l.set(service{vip: vip1, ready: l.names("bd")})
 	wantHits(t, l.hits(l.tasks["b"], vip1+":80", 2), map[string]int{"d": 2})
-	l.setTun(service{vip: vip1, ready: l.names("b")})
+	l.set(service{vip: vip1, ready: l.names("b")})
 	wantHits(t, l.hits(l.tasks["b"], vip1+":80", 2), map[string]int{"b": 2})
 }
 
@@ -152,9 +160,9 @@ func TestTunnelOfAMember(t *testing.T) {
 func TestTunnelCarriesAMegabyte(t *testing.T) {
 	for _, server := range []string{"b", "d"} {
 		t.Run(server, func(t *testing.T) {
-			l := newTunLab(t)
+			l := newLab(t, byTunnel())
 			l.serveAll("0.0.0.0:80")
-			l.setTun(service{vip: vip1, ready: l.names(server)})
+			l.set(service{vip: vip1, ready: l.names(server)})
 			c, err := l.tasks["a"].dial("", vip1+":80")
 			must(t, err)
 			defer c.Close()
@@ -181,11 +189,11 @@ func TestTunnelCarriesAMegabyte(t *testing.T) {
 // Datagrams as large as the network carries: the client learns by ICMP what the
 // tunnel leaves, and sends fragments from then on. The first may be lost.
 func TestTunnelCarriesLargeDatagrams(t *testing.T) {
-	l := newTunLab(t)
+	l := newLab(t, byTunnel())
 	l.serveAll("0.0.0.0:80")
 	a := l.tasks["a"]
 	for _, server := range []string{"b", "d"} {
-		l.setTun(service{vip: vip1, ready: l.names(server)})
+		l.set(service{vip: vip1, ready: l.names(server)})
 		pc := a.udp(t, "")
 		const headers = 20 + 8
 		for _, size := range []int{mtu - headers - 20, mtu - headers - 19, mtu - headers, 8 << 10, 60 << 10} {
