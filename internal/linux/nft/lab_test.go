@@ -35,12 +35,14 @@ import (
 //	a b c ─veth─▶ br0 ─▶ vxlan0 ═▶ vxlan0 ◀─ br0 ◀─veth─ d
 //	└──────── one ────────────┘     └─────── two ─────────┘
 type lab struct {
-	t     testing.TB
-	one   *host
-	two   *host
-	hosts []*host
-	tasks map[string]*task
-	extra []*task // more addresses of tasks, see guests
+	t       testing.TB
+	variant variant // of the first host
+	one     *host
+	two     *host
+	hosts   []*host
+	tasks   map[string]*task
+	extra   []*task // more addresses of tasks, see guests
+	bare    bool    // no task is prepared in any way
 }
 
 type host struct {
@@ -116,7 +118,7 @@ func newLab(t testing.TB, v variant, other ...variant) *lab {
 	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN)
 	l := &lab{
-		t: t, one: newHost(t, labNetwork(v), "192.0.2.1"), two: newHost(t, labNetwork(append(other, v)[0]), "192.0.2.2"),
+		t: t, variant: v, one: newHost(t, labNetwork(v), "192.0.2.1"), two: newHost(t, labNetwork(append(other, v)[0]), "192.0.2.2"),
 		tasks: map[string]*task{},
 	}
 	l.hosts = []*host{l.one, l.two}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/linux/nft"
 	"sluice/internal/model"
+	lb "sluice/lb/service"
 )
 
 // liftState is a lift table's: from these backends, to these endpoints.
@@ -100,51 +100,13 @@ func TestLiftTableIsMended(t *testing.T) {
 	}
 }
 
-// newLiftLab is newIPVSLab for services whose packets get the backend's address:
-// its hosts forward, and no task has a table.
-func newLiftLab(t testing.TB) *lab {
+// newBareLab is newLab for services whose packets get the backend's address, so
+// that nothing has to be done in a task.
+func newBareLab(t testing.TB, datapath string) *lab {
 	t.Helper()
-	l := newIPVSLab(t)
-	for _, h := range []*host{l.one, l.two} {
-		do(t, h.fd, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
-	}
+	l := newLab(t, as(datapath, lb.NAT))
+	l.bare = true
 	return l
-}
-
-// setLifted makes services so on both hosts.
-func (l *lab) setLifted(services ...service) {
-	t := l.t
-	t.Helper()
-	for _, h := range []*host{l.one, l.two} {
-		for _, s := range services {
-			h.addVIP(t, s.vip)
-		}
-		want := l.planned(h, services...)
-		for k, v := range want {
-			if _, ok := k.(kernel.IPVSDest); ok {
-				spec := v.(kernel.IPVSDestSpec)
-				spec.Method = kernel.IPVSNAT
-				want[k] = spec
-			}
-		}
-		var from, to []*task
-		for _, s := range services {
-			from = append(append(from, s.ready...), s.leaving...)
-		}
-		for _, k := range l.tasks {
-			if k.on == h {
-				to = append(to, k)
-			}
-		}
-		maps.Copy(want, liftState(h, from, to))
-		h.apply(t, want)
-	}
-}
-
-// addVIP gives the bridge a VIP as an address.
-func (h *host) addVIP(t testing.TB, vip string) {
-	t.Helper()
-	run(t, h.fd, "ip", "addr", "replace", vip+"/32", "dev", "br0")
 }
 
 // download gets size octets over a connection, from a server that says its name
@@ -197,10 +159,10 @@ func (l *lab) talks(k *task, address string) {
 }
 
 func TestAnswersAreLifted(t *testing.T) {
-	l := newLiftLab(t)
+	l := newBareLab(t, lb.IPVS)
 	l.serveAll("0.0.0.0:80")
 	for _, backends := range []string{"b", "d", "bd"} { // local, remote, and both
-		l.setLifted(service{vip: vip1, ready: l.names(backends)})
+		l.set(service{vip: vip1, ready: l.names(backends)})
 		for _, client := range l.names("abcd") {
 			if client.name == backends {
 				continue // alone: IPVS has no way back to itself
@@ -225,12 +187,12 @@ func TestAnswersAreLifted(t *testing.T) {
 	wantHits(t, l.hits(l.tasks["a"], vip1+":80", 4), map[string]int{"b": 2, "d": 2})
 	// Draining: what is open goes on.
 	conns, _ := l.holds(l.tasks["a"], vip1+":80", 4)
-	l.setLifted(service{vip: vip1, ready: l.names("b"), leaving: l.names("d")})
+	l.set(service{vip: vip1, ready: l.names("b"), leaving: l.names("d")})
 	wantHits(t, l.hits(l.tasks["a"], vip1+":80", 2), map[string]int{"b": 2})
 	for _, c := range conns {
 		must(t, c.echo("still here"))
 	}
-	l.setLifted(service{vip: vip1})
+	l.set(service{vip: vip1})
 	if _, err := l.tasks["a"].dial("", vip1+":80"); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("no backends: %v, want refused", err)
 	}
@@ -239,21 +201,10 @@ func TestAnswersAreLifted(t *testing.T) {
 // A port of a VIP may be another of the backend's. A fragmented datagram to it is
 // known by its first fragment, also if the others come before that.
 func TestPortIsMarkedAndMapped(t *testing.T) {
-	l := newLiftLab(t)
+	l := newBareLab(t, lb.IPVS)
 	l.serveAll("0.0.0.0:8080")
 	h, a := l.one, l.tasks["a"]
-	h.addVIP(t, vip1)
-	want := l.planned(h)
-	maps.Copy(want, liftState(h, l.names("bd"), l.names("abc")))
-	want[kernel.MarkTable{NS: h.name}] = kernel.MarkTableSpec{}
-	for _, p := range []model.Proto{model.TCP, model.UDP} {
-		want[portMarkOf(h, vip1, "", p, 80)] = kernel.MarkSpec{Mark: 4242}
-	}
-	h.apply(t, want)
-	run(t, h.fd, "ipvsadm", "-A", "-f", "4242", "-s", "rr")
-	for _, b := range l.names("bd") {
-		run(t, h.fd, "ipvsadm", "-a", "-f", "4242", "-r", b.ip.String()+":8080", "-m")
-	}
+	l.set(named(service{vip: vip1, ready: l.names("bd")}, "80:8080/tcp;80:8080/udp"))
 	run(t, h.fd, "nft", "add table ip watch; "+
 		"add chain ip watch out { type filter hook postrouting priority 300; }; add rule ip watch out meta mark != 0 counter")
 	wantHits(t, l.hits(a, vip1+":80", 4), map[string]int{"b": 2, "d": 2})
@@ -291,7 +242,7 @@ func TestPortIsMarkedAndMapped(t *testing.T) {
 
 // Only frames from a backend to an endpoint of this node leave the bridge.
 func TestOtherFramesStayInTheBridge(t *testing.T) {
-	l := newLiftLab(t)
+	l := newBareLab(t, lb.IPVS)
 	l.serveAll("0.0.0.0:80")
 	h := l.one
 	h.apply(t, liftState(h, l.names("bd"), l.names("a")))

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"regexp"
 	"runtime"
-	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -19,46 +18,11 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/linux/nft"
 	"sluice/internal/model"
+	lb "sluice/lb/service"
 )
 
-// natState is what a plan would say of services whose packets get the backend's
-// address. ports are those of every VIP; none: all.
-func (l *lab) natState(h *host, ports []model.PortMap, services ...service) kernel.State {
-	want := l.want(h, services...)
-	for k, v := range want {
-		if vip, ok := k.(kernel.VIP); ok {
-			spec := v.(kernel.VIPSpec)
-			spec.NAT, spec.Named = true, len(ports) > 0
-			want[k] = spec
-			for _, p := range ports {
-				want[kernel.Port{NS: h.name, VIP: vip.IP, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
-			}
-		}
-	}
-	for _, s := range services {
-		for _, b := range slices.Concat(s.ready, s.leaving) {
-			want[kernel.Real{NS: h.name, MAC: b.mac}] = kernel.RealSpec{IP: b.ip}
-		}
-	}
-	return want
-}
-
-// setNAT makes services so on both hosts. No task has a table.
-func (l *lab) setNAT(ports []model.PortMap, services ...service) {
-	t := l.t
-	t.Helper()
-	for _, h := range []*host{l.one, l.two} {
-		for _, s := range services {
-			h.addVIP(t, s.vip)
-		}
-		h.apply(t, l.natState(h, ports, services...))
-	}
-}
-
 // remap is a VIP's port 80 that leads to another, in both protocols.
-func remap(to uint16) []model.PortMap {
-	return []model.PortMap{{Proto: model.TCP, From: 80, To: to}, {Proto: model.UDP, From: 80, To: to}}
-}
+func remap(to int) model.Ports { return model.Ports(fmt.Sprintf("80:%d/tcp;80:%[1]d/udp", to)) }
 
 func TestTranslationReadsBack(t *testing.T) {
 	h, want := bare(t)
@@ -132,17 +96,17 @@ func (l *lab) refuses(k *task, address string) {
 // when they come back, for all kinds of packet, and with all ways of checksums.
 func TestTranslation(t *testing.T) {
 	for _, offload := range []string{"offloaded", "by senders", "by the bridge's ports"} {
-		for _, ports := range [][]model.PortMap{nil, remap(80), remap(8080)} {
-			t.Run(fmt.Sprint(offload, ports), func(t *testing.T) {
-				l := newLab(t)
+		for _, ports := range []model.Ports{"", remap(80), remap(8080)} {
+			t.Run(fmt.Sprint(offload, " ", ports), func(t *testing.T) {
+				l := newBareLab(t, lb.NFT)
 				server := "80"
-				if ports != nil {
-					server = fmt.Sprint(ports[0].To)
+				if ports == remap(8080) {
+					server = "8080"
 				}
 				l.serveAll("0.0.0.0:" + server)
 				l.checksums(offload)
 				for _, backends := range []string{"b", "d", "bd"} { // local, remote, and both
-					l.setNAT(ports, service{vip: vip1, ready: l.names(backends)})
+					l.set(named(service{vip: vip1, ready: l.names(backends)}, ports))
 					for _, client := range l.names("abcd") {
 						if client.name == backends {
 							l.refuses(client, vip1+":80") // there is no other
@@ -257,15 +221,15 @@ func noise(n int) []byte {
 
 // Round robin, draining and loss are the balancer's, whatever becomes of addresses.
 func TestTranslatedBackendIsRemoved(t *testing.T) {
-	l := newLab(t)
+	l := newBareLab(t, lb.NFT)
 	l.serveAll("0.0.0.0:8080")
 	a, ports := l.tasks["a"], remap(8080)
-	l.setNAT(ports, service{vip: vip1, ready: l.names("bcd")}, service{vip: vip2, ready: l.names("cd")})
+	l.set(named(service{vip: vip1, ready: l.names("bcd")}, ports), named(service{vip: vip2, ready: l.names("cd")}, ports))
 	wantHits(t, l.hits(a, vip1+":80", 9), map[string]int{"b": 3, "c": 3, "d": 3})
 	wantHits(t, l.hits(a, vip2+":80", 4), map[string]int{"c": 2, "d": 2})
 	wantHits(t, l.hits(l.tasks["b"], vip1+":80", 4), map[string]int{"c": 2, "d": 2})
 
-	l.setNAT(ports, service{vip: vip1, ready: l.names("bd")})
+	l.set(named(service{vip: vip1, ready: l.names("bd")}, ports))
 	conns, _ := l.holds(a, vip1+":80", 4)
 	socks := map[string]net.PacketConn{}
 	for range 2 {
@@ -274,12 +238,12 @@ func TestTranslatedBackendIsRemoved(t *testing.T) {
 		must(t, err)
 		socks[parseAnswer(string(got)).server] = pc
 	}
-	l.setNAT(ports, service{vip: vip1, ready: l.names("b"), leaving: l.names("d")})
+	l.set(named(service{vip: vip1, ready: l.names("b"), leaving: l.names("d")}, ports))
 	for _, c := range conns {
 		must(t, c.echo("still here"))
 	}
 	wantHits(t, l.hits(a, vip1+":80", 2), map[string]int{"b": 2})
-	l.setNAT(ports, service{vip: vip1, ready: l.names("b")})
+	l.set(named(service{vip: vip1, ready: l.names("b")}, ports))
 	for _, c := range conns {
 		if err := c.echo("gone"); c.server == "d" && !errors.Is(err, unix.ECONNRESET) || c.server == "b" && err != nil {
 			t.Errorf("connection with %s: %v", c.server, err)
@@ -292,18 +256,18 @@ func TestTranslatedBackendIsRemoved(t *testing.T) {
 			t.Errorf("flow with %s goes on with %s, want b", who, s)
 		}
 	}
-	l.setNAT(ports, service{vip: vip1})
+	l.set(named(service{vip: vip1}, ports))
 	l.refuses(a, vip1+":80")
 }
 
 // A client's port that has been used for one port of a VIP is used for another, and
 // for the backend itself: answers come from where it asks.
 func TestTranslatedPortIsReused(t *testing.T) {
-	l := newLab(t)
+	l := newBareLab(t, lb.NFT)
 	b, a := l.tasks["b"], l.tasks["a"]
 	b.serve(t, "0.0.0.0:80")
 	local := a.ip.String() + ":41000"
-	l.setNAT([]model.PortMap{{Proto: model.TCP, From: 81, To: 80}, {Proto: model.TCP, From: 82, To: 80}, {Proto: model.UDP, From: 80, To: 80}}, service{vip: vip1, ready: l.names("b")})
+	l.set(named(service{vip: vip1, ready: l.names("b")}, "81:80/tcp;82:80/tcp;80/udp"))
 	for _, to := range []string{vip1 + ":81", vip1 + ":82", b.ip.String() + ":80", vip1 + ":81", b.ip.String() + ":80"} {
 		c, err := a.dial(local, to)
 		if err != nil {
@@ -325,20 +289,20 @@ func TestTranslatedPortIsReused(t *testing.T) {
 // Errors of both sides reach the socket that they are about: they quote what it
 // has sent.
 func TestTranslatedErrors(t *testing.T) {
-	for _, ports := range [][]model.PortMap{nil, remap(8080)} {
-		l := newLab(t)
-		l.setNAT(ports, service{vip: vip1, ready: l.names("bd")})
+	for _, ports := range []model.Ports{"", remap(8080)} {
+		l := newBareLab(t, lb.NFT)
+		l.set(named(service{vip: vip1, ready: l.names("bd")}, ports))
 		a := l.tasks["a"]
 		for range 2 { // local and remote
 			l.refuses(a, vip1+":80")
 		}
 		server := 80
-		if ports != nil {
-			server = int(ports[0].To)
+		if ports != "" {
+			server = 8080
 		}
 		local := fmt.Sprintf("%s:42000", a.ip)
 		for _, k := range l.names("bd") {
-			l.one.apply(t, l.natState(l.one, ports, service{vip: vip1, ready: []*task{k}}))
+			l.one.apply(t, l.want(l.one, named(service{vip: vip1, ready: []*task{k}}, ports)))
 			var sc net.Conn
 			do(t, k.fd, func() (err error) {
 				sc, err = (&net.Dialer{LocalAddr: &net.UDPAddr{Port: server}}).Dial("udp4", local)
@@ -366,9 +330,9 @@ func TestTranslatedErrors(t *testing.T) {
 
 // Flows live as long as the state of their connection asks for.
 func TestLifeOfTranslatedConnections(t *testing.T) {
-	l := newLab(t)
+	l := newBareLab(t, lb.NFT)
 	l.serveAll("0.0.0.0:8080")
-	l.setNAT(remap(8080), service{vip: vip1, ready: l.names("b")})
+	l.set(named(service{vip: vip1, ready: l.names("b")}, remap(8080)))
 	a := l.tasks["a"]
 	expiry := regexp.MustCompile(`expires (\w+)`)
 	want := func(name string, life time.Duration) {

@@ -24,19 +24,19 @@ import (
 // their backends.
 type variant struct{ name, datapath, mode string }
 
+func as(datapath, mode string) variant { return variant{datapath + "/" + mode, datapath, mode} }
+
 // variants are all that must mean the same.
 func variants() []variant {
 	return []variant{
-		{"nft/dr", lb.NFT, "dr"},
-		{"nft/tun", lb.NFT, "tun"},
-		{"ipvs/dr", lb.IPVS, "dr"},
-		{"ipvs/tun", lb.IPVS, "tun"},
+		as(lb.NFT, lb.DR), as(lb.NFT, lb.NAT), as(lb.NFT, lb.TUN),
+		as(lb.IPVS, lb.DR), as(lb.IPVS, lb.NAT), as(lb.IPVS, lb.TUN),
 	}
 }
 
 // byNFT and byIPVS are the ordinary ways, for tests that look into one datapath.
-func byNFT() variant  { return variant{"nft/dr", lb.NFT, "dr"} }
-func byIPVS() variant { return variant{"ipvs/dr", lb.IPVS, "dr"} }
+func byNFT() variant  { return as(lb.NFT, lb.DR) }
+func byIPVS() variant { return as(lb.IPVS, lb.DR) }
 
 // onAll runs a test of what all variants promise on each.
 func onAll(t *testing.T, test func(t *testing.T, l *lab)) {
@@ -83,6 +83,9 @@ func (l *lab) plan(h *host, services ...service) kernel.State {
 		if h.network.Subnet.Contains(netip.MustParseAddr(s.vip)) {
 			lb.Plan(l.view(h, s), st)
 		}
+	}
+	if st[kernel.LiftTable{NS: h.name}] != nil { // for the one of them that needs it
+		st[kernel.Sysctl{NS: h.name, Name: "net.ipv4.ip_forward"}] = kernel.SysctlSpec{Value: "1"}
 	}
 	return st
 }
@@ -175,7 +178,7 @@ func (l *lab) set(services ...service) {
 	t := l.t
 	t.Helper()
 	for range 2 { // again, as only who is ready can be alone
-		for _, k := range l.tasks {
+		for _, k := range l.prepared() {
 			k.apply(t, l.wantTask(k, services...))
 		}
 	}
@@ -183,6 +186,14 @@ func (l *lab) set(services ...service) {
 		h.setUp(t, l.plan(h, services...))
 		h.apply(t, l.want(h, services...))
 	}
+}
+
+// prepared are the tasks that their nodes prepare.
+func (l *lab) prepared() map[string]*task {
+	if l.bare {
+		return nil
+	}
+	return l.tasks
 }
 
 // setUp sets the sysctls and adds the VIPs' addresses that a plan has.

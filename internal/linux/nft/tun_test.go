@@ -27,7 +27,7 @@ import (
 // Through the hosts' tunnel (VXLAN) just so.
 
 // byTunnel is IPVS that sends packets to backends in others.
-func byTunnel() variant { return variant{"ipvs/tun", lb.IPVS, "tun"} }
+func byTunnel() variant { return as(lb.IPVS, lb.TUN) }
 
 // tunnelOps makes and deletes tunnels of a task, as its node does, and reads them.
 func (k *task) tunnelOps(t testing.TB, ops []kernel.Op) {
