@@ -296,7 +296,7 @@ func TestServiceRenamedRecreatedAndSwitchedBetweenModes(t *testing.T) {
 func TestTaskThatIsNotReadyGetsNothing(t *testing.T) {
 	network(t, "web")
 	c := client(t, 1, "web")
-	health := []string{"--health-cmd", "/probe health", "--health-interval", "500ms", "--health-retries", "60", "--health-start-period", "1ms"}
+	health := []string{"--health-cmd", "/probe health", "--health-interval", "1s", "--health-retries", "60", "--health-start-period", "1ms"}
 	service(t, "s1", "web", 2, append(health, image.Probe, "serve", "--tcp", "80", "--delay-ready", "2s")...)
 	v := vip(t, "s1", "web").String()
 	reaches(t, lab.Host(1), c, 2, 4, v)
