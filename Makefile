@@ -98,9 +98,9 @@ test-e2e: test-deps build ## tests with real Docker engines, in namespaces; ENGI
 bench: build ## what the project promises of speed and size, as one table; most of it needs root
 	$(GO) run ./test/bench
 
-bench-vm: test-deps build ## Docker's service VIPs and ours side by side, on a kernel with ip_vs; WRITE=docs/benchmarks.md keeps the table
+bench-vm: test-deps build ## Docker's service VIPs and ours side by side, on a kernel with ip_vs; ONLY=dr,nft-dr some, WRITE=docs/benchmarks.md keeps the table
 	$(GO) build -o build/datapaths ./test/datapaths
-	test/vm/run-in-vm -n ip_vs -m 4G -w docs -- build/datapaths $(if $(WRITE),-write $(WRITE))
+	test/vm/run-in-vm -n ip_vs -m 4G -w docs -- build/datapaths $(if $(ONLY),-only $(ONLY)) $(if $(WRITE),-write $(WRITE))
 
 benchmarks: ## Go benchmarks of PKGS
 	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)

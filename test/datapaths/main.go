@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err := errors.Join(err, l.cluster.Down()); err != nil {
 		return err
 	}
+	r.only = *only
 	var text bytes.Buffer
 	if err := r.print(&text); err != nil {
 		return err
