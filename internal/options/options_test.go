@@ -240,6 +240,28 @@ func TestWhatAServiceAsksForMustFitItsNetwork(t *testing.T) {
 	}
 }
 
+func TestModeNATRulesOut(t *testing.T) {
+	nat, dr := model.NetworkOptions{Datapath: "auto", Mode: "nat"}, model.NetworkOptions{Datapath: "auto", Mode: "dr"}
+	for _, c := range []struct {
+		network model.NetworkOptions
+		service model.ServiceOptions
+		want    string // part of the text; empty: taken
+	}{
+		{nat, model.ServiceOptions{OnePacket: true}, `sluice.one-packet="true": cannot be had with sluice.mode=nat`},
+		{nat, model.ServiceOptions{OnePacket: true, Mode: "dr"}, ""},
+		{dr, model.ServiceOptions{OnePacket: true}, ""},
+		{dr, model.ServiceOptions{OnePacket: true, Mode: "nat"}, "sluice.one-packet"},
+		{nat, model.ServiceOptions{Ports: "80:81/tcp;80/sctp"}, ""},
+		{nat, model.ServiceOptions{Ports: "80:81/sctp"}, `sluice.ports="80:81/sctp": SCTP cannot get another port`},
+		{dr, model.ServiceOptions{Ports: "80:81/sctp"}, ""},
+	} {
+		err := Fits(c.network, c.service)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v, %+v: %v, want %q", c.network, c.service, err, c.want)
+		}
+	}
+}
+
 func TestKeysAreReadInEveryUsualForm(t *testing.T) {
 	for _, c := range []struct {
 		in   string

@@ -1,6 +1,7 @@
 package options
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -113,10 +114,10 @@ func Service(in map[string]string) (model.ServiceOptions, error) {
 // Fits says what a service asks for that its network rules out. The error is an
 // Errors; its keys and values are as read, not as written.
 func Fits(n model.NetworkOptions, s model.ServiceOptions) error {
+	errs := fitsMode(cmp.Or(s.Mode, n.Mode), s)
 	if n.Datapath != nft {
-		return nil
+		return errs.orNil()
 	}
-	var errs Errors
 	if model.NeedsIPVS(s.Scheduler) {
 		errs = append(errs, &Error{Scheduler, s.Scheduler, uncounted(s.Scheduler), withoutCounts() + ", or a network with another " + Datapath})
 	}
@@ -124,6 +125,26 @@ func Fits(n model.NetworkOptions, s model.ServiceOptions) error {
 		errs = append(errs, &Error{Upper, strconv.Itoa(s.Upper), uncounted("a threshold"), "0, or a network with another " + Datapath})
 	}
 	return errs.orNil()
+}
+
+// fitsMode says what a service asks for that its mode rules out. In nat, the node
+// of the client gives each answer the virtual IP and its port back.
+func fitsMode(mode string, s model.ServiceOptions) Errors {
+	const nat = "nat"
+	if mode != nat {
+		return nil
+	}
+	var errs Errors
+	if s.OnePacket {
+		errs = append(errs, &Error{OnePacket, "true", "cannot be had with " + Mode + "=" + nat + ", where ip_vs has to remember whose answer it is", "false, or another " + Mode})
+	}
+	for _, p := range s.Ports.List() {
+		if p.Proto == model.SCTP && p.From != p.To {
+			errs = append(errs, &Error{Ports, string(s.Ports), "SCTP cannot get another port with " + Mode + "=" + nat + ": kernels before 5.15 cannot mend its checksum", "the same port, or another " + Mode})
+			break
+		}
+	}
+	return errs
 }
 
 const nft = "nft"

@@ -184,7 +184,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: OnePacket, Default: "false", Allowed: "true, false",
-			Doc: "Chooses a backend for each UDP packet by itself, for protocols of one question and one answer."},
+			Doc: "Chooses a backend for each UDP packet by itself, for protocols of one question and one answer. Not in mode `nat`."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.OnePacket, err = boolean(v)
 			return err
