@@ -58,41 +58,49 @@ func wantHits(t testing.TB, got map[string]int, want map[string]int) {
 	}
 }
 
-func TestEveryTaskReachesTheVIP(t *testing.T) {
-	onAll(t, func(t *testing.T, l *lab) {
-		l.serveAll("0.0.0.0:80")
-		l.set(service{vip: vip1, ready: l.names("bd")})
-		for _, name := range []string{"a", "b", "c", "d"} {
-			k := l.tasks[name]
-			want := map[string]int{"b": 2, "d": 2}
-			switch name { // a member never gets itself
-			case "b":
-				want = map[string]int{"d": 4}
-			case "d":
-				want = map[string]int{"b": 4}
-			}
-			wantHits(t, l.hits(k, vip1+":80", 4), want)
-			got := map[string]int{}
-			for range 4 {
-				pc := k.udp(t, "")
-				b, err := ask(pc, vip1+":80", []byte("?"))
-				must(t, err)
-				ans := parseAnswer(string(b))
-				if port := netip.MustParseAddrPort(pc.LocalAddr().String()).Port(); ans.client != netip.AddrPortFrom(k.ip, port).String() {
-					t.Errorf("client %s:%d was seen as %s", k.ip, port, ans.client)
-				}
-				got[ans.server]++
-			}
-			wantHits(t, got, want)
-			if err := k.ping(vip1, 56); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			// With fragments.
-			if err := k.ping(vip1, 4000); err != nil {
-				t.Errorf("%s: large: %v", name, err)
-			}
+func TestEveryTaskReachesTheVIP(t *testing.T) { onAll(t, everyTaskReaches) }
+
+// Each node balances for its own clients, so those of two kinds serve one network.
+func TestNodesOfBothKindsShareANetwork(t *testing.T) {
+	for _, mode := range []string{lb.DR, lb.NAT, lb.TUN} {
+		t.Run(mode, func(t *testing.T) { everyTaskReaches(t, newLab(t, as(lb.IPVS, mode), as(lb.NFT, mode))) })
+		t.Run(mode+" the other way", func(t *testing.T) { everyTaskReaches(t, newLab(t, as(lb.NFT, mode), as(lb.IPVS, mode))) })
+	}
+}
+
+func everyTaskReaches(t *testing.T, l *lab) {
+	l.serveAll("0.0.0.0:80")
+	l.set(service{vip: vip1, ready: l.names("bd")})
+	for _, name := range []string{"a", "b", "c", "d"} {
+		k := l.tasks[name]
+		want := map[string]int{"b": 2, "d": 2}
+		switch name { // a member never gets itself
+		case "b":
+			want = map[string]int{"d": 4}
+		case "d":
+			want = map[string]int{"b": 4}
 		}
-	})
+		wantHits(t, l.hits(k, vip1+":80", 4), want)
+		got := map[string]int{}
+		for range 4 {
+			pc := k.udp(t, "")
+			b, err := ask(pc, vip1+":80", []byte("?"))
+			must(t, err)
+			ans := parseAnswer(string(b))
+			if port := netip.MustParseAddrPort(pc.LocalAddr().String()).Port(); ans.client != netip.AddrPortFrom(k.ip, port).String() {
+				t.Errorf("client %s:%d was seen as %s", k.ip, port, ans.client)
+			}
+			got[ans.server]++
+		}
+		wantHits(t, got, want)
+		if err := k.ping(vip1, 56); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		// With fragments.
+		if err := k.ping(vip1, 4000); err != nil {
+			t.Errorf("%s: large: %v", name, err)
+		}
+	}
 }
 
 // ping sends one echo request and waits for its answer, which must come from there.
