@@ -135,8 +135,14 @@ func ipvsBalancer(ns string, open int, want kernel.State) {
 // Packets are marked only if there is somebody to take them. Without a mark they
 // are the stack's, which refuses: RST, port unreachable.
 func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
+	scheduler, _ := Scheduler(x, IPVS)
+	weight := func(b *Backend) int { return b.Weight }
+	if x.Scheduler == DH {
+		order := fixedOrder(x.VIP, x.Backends)
+		weight = func(b *Backend) int { return order[b.Addr] }
+	}
 	spec := kernel.IPVSServiceSpec{
-		Scheduler: x.Scheduler,
+		Scheduler: scheduler,
 		// Else a client whose place is a leaving backend's would be refused.
 		Fallback: x.Scheduler == SH || x.Scheduler == MH,
 		Persist:  x.Options.Persist, PersistBits: x.Options.PersistBits,
@@ -149,7 +155,7 @@ func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 		served := false
 		for j := range x.Backends {
 			if b := &x.Backends[j]; b.Ready && b.Addr != w.client {
-				want[ipvsDest(ns, x, w, b)] = ipvsDestSpec(x, b, b.Weight)
+				want[ipvsDest(ns, x, w, b)] = ipvsDestSpec(x, b, weight(b))
 				served = true
 			}
 		}

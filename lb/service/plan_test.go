@@ -256,6 +256,14 @@ func cases() []planCase {
 			w.Services[web] = s
 			w.here("e1", web, webVIP, "10.255.0.2")
 		}},
+		{"destination-hash", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Scheduler: "dh"}}
+			w.Services[web] = s
+			w.here("e1", web, webVIP, "10.255.0.2")
+			w.there("e2", web, webVIP, "10.255.0.3")
+			w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Task.Leaving = true })
+		}},
 		{"failover", func(w world) {
 			s := w.told(web, vipOn(net1, webVIP))
 			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Scheduler: "fo"}}
@@ -315,7 +323,7 @@ func TestPlansWithIPVS(t *testing.T) {
 	names := []string{
 		"no-services", "zero-replicas", "two-nodes", "self-call-of-two", "self-call-of-one", "leaving", "being-prepared",
 		"weights", "one-task-on-two-networks", "local-network", "an-address-twice", "a-vip-passes-on",
-		"mode-nat", "mode-tun", "mode-dr", "named-ports-of-one-task",
+		"destination-hash", "mode-nat", "mode-tun", "mode-dr", "named-ports-of-one-task",
 	}
 	for _, c := range cases() {
 		if !slices.Contains(names, c.name) {
@@ -367,8 +375,12 @@ func TestSchedulerOfADatapath(t *testing.T) {
 		{"lc", "rr"}, {"wlc", "wrr"}, {"sed", "wrr"}, {"nq", "wrr"}, {"ovf", "wrr"}, {"lblc", "dh"}, {"lblcr", "dh"},
 	} {
 		x := &service.Virtual{Scheduler: c.asked}
-		if used, why := service.Scheduler(x, service.IPVS); used != c.asked || why != "" {
-			t.Errorf("%s on ipvs: %s, %q", c.asked, used, why)
+		ipvs := c.asked
+		if c.asked == "dh" {
+			ipvs = "fo"
+		}
+		if used, why := service.Scheduler(x, service.IPVS); used != ipvs || (why == "") != (used == c.asked) {
+			t.Errorf("%s on ipvs: %s, %q; want %s, and a reason if it is another", c.asked, used, why, ipvs)
 		}
 		if used, why := service.Scheduler(x, service.NFT); used != c.nft || (why == "") != (used == c.asked) {
 			t.Errorf("%s on nft: %s, %q; want %s, and a reason if it is another", c.asked, used, why, c.nft)

@@ -1,8 +1,10 @@
 package service
 
 import (
+	"cmp"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 
 	"sluice/internal/model"
 )
@@ -22,7 +24,11 @@ const (
 // Scheduler is the one that a datapath uses for a service, and why it is not the
 // one that was asked for; empty if it is.
 func Scheduler(x *Virtual, datapath string) (used, why string) {
-	if datapath == IPVS || !model.NeedsIPVS(x.Scheduler) {
+	switch {
+	case datapath == IPVS && x.Scheduler == DH:
+		// With weights that follow from the VIP: see fixedOrder.
+		return FO, "dh of ip_vs refuses everybody while its backend leaves; fo has one backend for all too"
+	case datapath == IPVS || !model.NeedsIPVS(x.Scheduler):
 		return x.Scheduler, ""
 	}
 	// The nearest in what it is for: to spread by weight, or to keep what is asked
@@ -70,6 +76,25 @@ func Slots(scheduler string, vip netip.Addr, backends []Backend) (slots []int, h
 	return out, scheduler == SH
 }
 
+// fixedOrder are weights by which fo takes a VIP's backends in an order that
+// follows from their addresses and the VIP's, as dh does with nftables: the first
+// has the highest, and nobody else's place changes when one goes.
+func fixedOrder(vip netip.Addr, backends []Backend) map[netip.Addr]int {
+	addrs := make([]netip.Addr, len(backends))
+	for i := range backends {
+		addrs[i] = backends[i].Addr
+	}
+	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(hash(vip, a), hash(vip, b)) })
+	out := make(map[netip.Addr]int, len(addrs))
+	for i, a := range addrs {
+		out[a] = min(i+1, maxIPVSWeight)
+	}
+	return out
+}
+
+// maxIPVSWeight is the largest weight of the kernel's that can be read back.
+const maxIPVSWeight = 65535
+
 // bestBy is the first of the backends with the most points.
 func bestBy(backends []Backend, points func(*Backend) uint64) int {
 	best, most := 0, points(&backends[0])
@@ -103,15 +128,19 @@ func interleave(backends []Backend) []int {
 }
 
 // maglevSizes are primes, as the table wants. It does not grow with each backend,
-// because another size is another table. With 25 slots for each, no backend has
-// 4 % more than another; the kernel's mh has 4,093 for any number, but there a
-// slot is a pointer, and here it is an element of a map in each namespace.
-var maglevSizes = []int{251, 1021, 4093, 16381}
+// because another size is another table. With 100 slots for each, as the paper
+// has it, no backend has 1 % more than another, and one that goes moves 1 to 3 % of
+// the others' slots; with a quarter of that, up to 16 %. The kernel's mh has 4,093
+// for any number, but there a slot is a pointer, here an element of a map.
+var maglevSizes = []int{1021, 4093, 16381}
+
+// maglevShare is how many slots a backend should have at least.
+const maglevShare = 100
 
 func maglev(backends []Backend) []int {
 	size := maglevSizes[len(maglevSizes)-1]
 	for _, s := range maglevSizes {
-		if len(backends)*25 <= s {
+		if len(backends)*maglevShare <= s {
 			size = s
 			break
 		}

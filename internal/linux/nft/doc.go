@@ -110,6 +110,8 @@
 //   - ICMP errors find their backend if the packet that they quote has no IP
 //     options; without a flow they end in the namespace's stack.
 //   - ICMP errors about datagrams of one-packet VIPs end in the namespace's stack.
+//   - A dump that is made while a map with thousands of new elements still grows may
+//     miss some, about once in a hundred times: they are put in again.
 //   - One chain and counter serve all ports of a VIP, and each node counts for its
 //     own clients.
 //   - With the backend's address, two connections of one client port are one to the
