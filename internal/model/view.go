@@ -115,6 +115,14 @@ type ServiceOptions struct {
 	Lower int `json:",omitzero"`
 	// Idle is for how many seconds a connection may be silent; 0: the default.
 	Idle int `json:",omitzero"`
+
+	// Published are the ports of nodes that lead to the service's tasks. The four
+	// below are empty if it is.
+	Published Published `json:",omitzero"`
+	Bind      Addrs     `json:",omitzero"` // of the nodes, at which they do; empty: all
+	Nodes     Labels    `json:",omitzero"` // of the nodes that have them; empty: all
+	Allow     Prefixes  `json:",omitzero"` // of the clients; empty: all
+	Source    Source    `json:",omitzero"` // as whose a task sees a connection to them
 }
 
 // Task is what the engine says of the swarm task behind an endpoint.

@@ -85,6 +85,13 @@ func TestServiceOptionsAreRead(t *testing.T) {
 		{map[string]string{Upper: "2147483647", Lower: "2147483647"}, model.ServiceOptions{Upper: MaxConnections, Lower: MaxConnections}},
 		{map[string]string{Upper: "0", Lower: "0"}, model.ServiceOptions{}},
 		{map[string]string{IdleTimeout: "1s"}, model.ServiceOptions{Idle: 1}},
+		{map[string]string{Publish: "81:80/tcp"}, model.ServiceOptions{Published: "81:80/tcp"}},
+		{map[string]string{Publish: "443;80;81;8000-8010:9000-9010/UDP"}, model.ServiceOptions{Published: "80-81/tcp;443/tcp;8000-8010:9000-9010/udp"}},
+		{map[string]string{Publish: "1-65535/sctp"}, model.ServiceOptions{Published: "1-65535/sctp"}},
+		{map[string]string{Publish: "80", Bind: "198.51.100.1;192.0.2.1", Nodes: "Zone=A; disk!=slow", Allow: "10.0.0.0/8;192.0.2.7", Source: "Masquerade"},
+			model.ServiceOptions{Published: "80/tcp", Bind: "192.0.2.1;198.51.100.1", Nodes: "disk!=slow;zone=a", Allow: "10.0.0.0/8;192.0.2.7/32", Source: model.Masquerade}},
+		// What is the default anyway is of use without ports too.
+		{map[string]string{Bind: "0.0.0.0", Allow: "0.0.0.0/0", Source: "keep"}, model.ServiceOptions{}},
 	} {
 		if got, err := Service(c.in); err != nil || got != c.want {
 			t.Errorf("%v: got %+v, %v; want %+v", c.in, got, err, c.want)
@@ -129,7 +136,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		{"a service's option on a network", network, map[string]string{Weight: "3"},
 			`sluice.weight="3": is an option of a service (docker service create --network name=NET,driver-opt=KEY=VALUE), not of a network; allowed: sluice.datapath, sluice.mode, sluice.scheduler, sluice.vni, sluice.mtu`},
 		{"a network's option on a service", service, map[string]string{VNI: "3"},
-			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight, sluice.ports, sluice.persistence, sluice.persistence.netmask, sluice.one-packet, sluice.threshold.upper, sluice.threshold.lower, sluice.idle-timeout`},
+			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight, sluice.ports, sluice.persistence, sluice.persistence.netmask, sluice.one-packet, sluice.threshold.upper, sluice.threshold.lower, sluice.idle-timeout, sluice.publish, sluice.publish.bind, sluice.publish.nodes, sluice.publish.allow, sluice.source`},
 		{"all at once, one line", service, map[string]string{Weight: "0", Mode: "warp", Scheduler: ""},
 			`sluice.mode="warp": unknown; allowed: dr, nat, tun | sluice.scheduler: unknown; allowed: rr, wrr, lc, wlc, sh, dh, sed, nq, lblc, lblcr, fo, ovf, mh | sluice.weight="0": out of range; allowed: a number from 1 to 255`},
 		{"a port that is none", service, map[string]string{Ports: "80;http"},
@@ -156,6 +163,20 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 			`sluice.threshold.lower="6": is more than sluice.threshold.upper, which is 5; allowed: a number from 0 to 5`},
 		{"a lower threshold of what was refused", service, map[string]string{Lower: "6", Upper: "-5"},
 			`sluice.threshold.upper="-5": out of range; allowed: a number from 0 to 2147483647`},
+		{"a published port that is none", service, map[string]string{Publish: "80;http"},
+			`sluice.publish="80;http": "http": "http" is no port; allowed: up to 32 ports or ranges like 81:80;443;8000-8010:9000-9010/udp`},
+		{"a name to bind to", service, map[string]string{Publish: "80", Bind: "eth0"},
+			`sluice.publish.bind="eth0": "eth0" is no IPv4 address; allowed: up to 64 IPv4 addresses like 192.0.2.1;198.51.100.1`},
+		{"nodes by name", service, map[string]string{Publish: "80", Nodes: "node.hostname==a"},
+			`sluice.publish.nodes="node.hostname==a": "node.hostname" is no label of a node; allowed: up to 64 conditions like zone=a;disk!=slow`},
+		{"an address in a prefix", service, map[string]string{Publish: "80", Allow: "10.0.0.1/8"},
+			`sluice.publish.allow="10.0.0.1/8": 10.0.0.1/8 is an address in a prefix, which is 10.0.0.0/8; allowed: up to 64 IPv4 prefixes or addresses like 10.0.0.0/8;192.0.2.7`},
+		{"a source that is none", service, map[string]string{Publish: "80", Source: "snat"},
+			`sluice.source="snat": unknown; allowed: keep, masquerade`},
+		{"what is of published ports, without", service, map[string]string{Bind: "192.0.2.1", Source: "masquerade"},
+			`sluice.publish.bind="192.0.2.1": is of use with sluice.publish only, which is not set; allowed: with sluice.publish=PORTS | sluice.source="masquerade": is of use with sluice.publish only, which is not set; allowed: with sluice.publish=PORTS`},
+		{"what is of refused ports", service, map[string]string{Publish: "0", Allow: "10.0.0.0/8"},
+			`sluice.publish="0": "0": "0" is no port; allowed: up to 32 ports or ranges like 81:80;443;8000-8010:9000-9010/udp`},
 		{"a secret is not repeated", network, map[string]string{SecretKey: "hunter2"},
 			`sluice.secret-key: not a gossip key: want 16, 24 or 32 bytes in hexadecimal or base64, such as the output of ` + "`openssl rand -hex 32`" + `; allowed: 16, 24 or 32 bytes in hexadecimal or base64`},
 	} {
@@ -195,11 +216,11 @@ func TestTheTableIsTrue(t *testing.T) {
 		}
 	}
 	for _, o := range ServiceTable() {
-		if o.Key != Scheduler && o.Key != Mode && o.Key != OnePacket {
+		if o.Key != Scheduler && o.Key != Mode && o.Key != OnePacket && o.Key != Source {
 			continue // not a list of words
 		}
 		for word := range strings.SplitSeq(o.Allowed, ", ") {
-			if _, err := Service(map[string]string{o.Key: word}); err != nil {
+			if _, err := Service(map[string]string{o.Key: word, Publish: "80"}); err != nil {
 				t.Errorf("an allowed value is refused: %v", err)
 			}
 		}
@@ -376,8 +397,8 @@ func TestReadingIsBlindToOrderAndCase(t *testing.T) {
 // TestReadingOfAServiceIsBlindToOrderAndCase: also where two options are of use
 // together only. What is refused leaves nothing behind.
 func TestReadingOfAServiceIsBlindToOrderAndCase(t *testing.T) {
-	keys := []string{Scheduler, Ports, Persistence, Netmask, OnePacket, Upper, Lower, IdleTimeout}
-	values := []string{"", "rr", "0", "1", "32", "80", "5m", "600h", "255.255.0.0", "off", "on", "-1"}
+	keys := []string{Scheduler, Ports, Persistence, Netmask, OnePacket, Upper, Lower, IdleTimeout, Publish, Bind, Nodes, Allow, Source}
+	values := []string{"", "rr", "0", "1", "32", "80", "5m", "600h", "255.255.0.0", "off", "on", "-1", "80-90:180-190/udp", "a=b", "keep", "masquerade"}
 	rapid.Check(t, func(t *rapid.T) {
 		in := rapid.MapOf(rapid.SampledFrom(keys), rapid.SampledFrom(values)).Draw(t, "in")
 		shouted := make(map[string]string, len(in))
@@ -411,6 +432,10 @@ func wrong(o model.ServiceOptions) string {
 		return "thresholds"
 	case len(o.Ports.List()) > model.MaxPorts || (o.Ports == "") != (o.Ports.List() == nil):
 		return "ports"
+	case len(o.Published.List()) > model.MaxPublished || (o.Published == "") != (o.Published.List() == nil):
+		return "published ports"
+	case o.Published == "" && (o.Bind != "" || o.Nodes != "" || o.Allow != "" || o.Source != model.Keep):
+		return "what is of published ports"
 	}
 	return ""
 }
@@ -427,6 +452,9 @@ func FuzzNetwork(f *testing.F) {
 	f.Add(Persistence, "off", Netmask, "24")
 	f.Add(Upper, "2147483647", Lower, "2147483648")
 	f.Add(IdleTimeout, "2073600", OnePacket, "off")
+	f.Add(Publish, "81:80/tcp;1-65535/udp", Bind, "192.0.2.1")
+	f.Add(Publish, "80", Nodes, "zone=a;disk!=slow")
+	f.Add(Allow, "10.0.0.0/8", Source, "masquerade")
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
 		in := map[string]string{k1: v1, k2: v2}
 		r, err := Network(in)

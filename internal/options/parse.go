@@ -108,7 +108,25 @@ func Service(in map[string]string) (model.ServiceOptions, error) {
 		}
 		o.Lower = 0
 	}
+	if o.Published == "" {
+		errs = append(errs, unpublish(&o, told)...)
+	}
 	return o, errs.orNil()
+}
+
+// unpublish takes away what is of use with published ports only, and says so.
+func unpublish(o *model.ServiceOptions, t told) Errors {
+	var errs Errors
+	for _, of := range []struct {
+		key string
+		set bool
+	}{{Bind, o.Bind != ""}, {Nodes, o.Nodes != ""}, {Allow, o.Allow != ""}, {Source, o.Source != model.Keep}} {
+		if of.set && !t.refused[Publish] {
+			errs = append(errs, t.refuse(of.key, "is of use with "+Publish+" only, which is not set", "with "+Publish+"=PORTS"))
+		}
+	}
+	o.Bind, o.Nodes, o.Allow, o.Source = "", "", "", model.Keep
+	return errs
 }
 
 // Fits says what a service asks for that its network rules out. The error is an

@@ -21,6 +21,12 @@ const (
 	Lower       = prefix + "threshold.lower"
 	IdleTimeout = prefix + "idle-timeout"
 
+	Publish = prefix + "publish"
+	Bind    = prefix + "publish.bind"
+	Nodes   = prefix + "publish.nodes"
+	Allow   = prefix + "publish.allow"
+	Source  = prefix + "source"
+
 	// SecretKey and Refused are added by the swarm's leader for the nodes.
 	SecretKey = prefix + "secret-key"
 	Refused   = prefix + "refused"
@@ -211,6 +217,49 @@ var serviceOptions = []option[model.ServiceOptions]{
 			Doc: "For how long an open TCP connection may be silent. Then the node of the task ends it, and both sides hear of it."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Idle, err = seconds(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Publish, Default: "none", Allowed: "up to 32 ports or ranges like 81:80;443;8000-8010:9000-9010/udp",
+			Doc: "Ports of every node of the swarm that lead to the tasks, each with the task's port behind `:` if that is another, and the protocol (tcp, udp, sctp) if it is not tcp. Of two services that publish one port, the older has it."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Published, err = model.ParsePublished(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Bind, Default: "all", Allowed: "up to 64 IPv4 addresses like 192.0.2.1;198.51.100.1",
+			Doc: "The addresses of nodes at which `" + Publish + "` answers. A node with none of them has no such port; 0.0.0.0 is all."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Bind, err = model.ParseAddrs(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Nodes, Default: "all", Allowed: "up to 64 conditions like zone=a;disk!=slow",
+			Doc: "The nodes at which `" + Publish + "` answers: those whose labels (docker node update --label-add) meet all conditions. Case does not matter, and a label that a node does not have is empty."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Nodes, err = model.ParseLabels(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Allow, Default: "all", Allowed: "up to 64 IPv4 prefixes or addresses like 10.0.0.0/8;192.0.2.7",
+			Doc: "The clients that `" + Publish + "` answers, by their addresses as the node sees them. To all others, the port is silent."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Allow, err = model.ParsePrefixes(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Source, Default: "keep", Allowed: sources.allowed(),
+			Doc: "Whom a task sees behind a connection to `" + Publish + "`. `keep`: the client's own address, but for clients on the node itself; `masquerade`: an address that the node has in the network."},
+		set: func(o *model.ServiceOptions, v string) error {
+			w, err := sources.parse(v)
+			if o.Source = model.Keep; w == string(model.Masquerade) {
+				o.Source = model.Masquerade
+			}
 			return err
 		},
 	},

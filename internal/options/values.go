@@ -25,6 +25,7 @@ type choice []word
 var (
 	datapaths  = choice{{name: "auto"}, {name: "ipvs"}, {name: "nft"}}
 	modes      = choice{{name: "dr"}, {name: "nat"}, {name: "tun"}}
+	sources    = choice{{name: "keep"}, {name: string(model.Masquerade)}}
 	schedulers = schedulerChoice()
 	booleans   = map[string]bool{
 		"true": true, "on": true, "yes": true, "1": true,
