@@ -39,6 +39,7 @@ var layers = []struct {
 	{"internal/options", L1},
 	{"driver/overlay", L1},
 	{"lb/service", L1},
+	{"lb/ingress", L1},
 	{"ipam/pool", L1},
 
 	{"internal/linux/...", L2},

@@ -146,7 +146,7 @@ func (l label) String() string {
 func ParseLabels(s string) (Labels, error) {
 	var all []label
 	equal := make(map[string]string)
-	for item := range strings.SplitSeq(strings.ToLower(s), ";") {
+	for item := range strings.SplitSeq(s, ";") {
 		l, err := parseLabel(item)
 		if err != nil {
 			return "", err
@@ -173,7 +173,7 @@ func ParseLabels(s string) (Labels, error) {
 }
 
 func parseLabel(item string) (label, error) {
-	key, value, ok := strings.Cut(item, "=")
+	key, value, ok := strings.Cut(strings.ToLower(item), "=")
 	if !ok {
 		return label{}, fmt.Errorf("%q is neither key=value nor key!=value", strings.TrimSpace(item))
 	}

@@ -20,6 +20,25 @@ type View struct {
 	Endpoints map[EndpointID]Endpoint // of this node
 	Remotes   map[EndpointID]Remote   // of other nodes, on any network
 	Services  map[ServiceID]Service   // of the swarm, also with zero replicas
+
+	// Published are the networks on which a service publishes ports, here or not, as
+	// the leading manager tells them.
+	Published map[NetworkID]Network
+	// Labels are those that published services ask for, of the nodes that the leading
+	// manager knows. Of a node that is not among them nothing has been told.
+	Labels map[NodeID]map[string]string
+	// Entries are the nodes at which published ports lead into a network, this one
+	// included, by what they have claimed there.
+	Entries map[NetworkID]map[NodeID]Entry
+}
+
+// Entry is what a node has of a network for the ports that are published there:
+// an address in the network, and a number that makes a block of addresses out of
+// the mesh's pool. Nodes claim both for themselves; two may have taken one.
+type Entry struct {
+	Addr   netip.Addr // of the part of the subnet that is kept for nodes
+	Number uint16     // 1..4095
+	VTEP   netip.Addr // of the node
 }
 
 // Self is this node.
@@ -42,6 +61,8 @@ type Network struct {
 	VNI      VNI // 0 if Local
 	MTU      int // of the overlay, in bytes
 	Options  NetworkOptions
+	// Transit: the engine has not asked for it here. It is here for published ports.
+	Transit bool `json:",omitzero"`
 }
 
 // NetworkOptions are the values of `docker network create -o sluice.…`.
@@ -92,6 +113,7 @@ type Endpoint struct {
 	Task     Task       // zero for a container that is no swarm task
 	Prepared netip.Addr // the VIP that the task's namespace translates, read back; invalid: none
 	Tunnel   bool       // the task's namespace takes IPIP packets to Addr, read back
+	Meshed   bool       `json:",omitzero"` // it takes connections from entries and answers by them, read back
 }
 
 // ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`. In
@@ -147,6 +169,7 @@ type Remote struct {
 	Task     Task
 	Prepared netip.Addr // the VIP that the task's namespace translates; invalid: none
 	Tunnel   bool       // the task's namespace takes IPIP packets to Addr
+	Meshed   bool       // it takes connections from entries and answers by them
 }
 
 // Service is a swarm service, as a manager told it.

@@ -1,0 +1,35 @@
+// Package ingress decides what published ports come to on this node: who has
+// each port, which networks the node must be part of, and which addresses its
+// connections have there.
+//
+//	client ── port 81 ──▶ this node ── alias of the service ──▶ network's netns ──▶ a task
+//	                      Own          Claims, Aliases          Transit
+//
+//	         subnet 10.255.0.0/20                 pool 250.0.0.0/8
+//	├──────────────────────────┬────────┤   ├────┬─────┬─────┬──────────┤
+//	│ containers, virtual IPs  │ nodes  │   │ -  │ 1   │ 2   │ … 4095   │ blocks of /20
+//	└──────────────────────────┴───┬────┘   └────┴──┬──┴─────┴──────────┘
+//	            Entry.Addr ────────┘                └── Entry.Number; in it, an
+//	                                                    address for each service
+//
+// A node that published ports lead into a network by is an entry of that network.
+// It claims an address there, from the part that the pool keeps for nodes, and a
+// number, which makes a block of addresses. What goes to an address of its block
+// is for a service, and what comes from one is an answer that goes back to it.
+// Blocks are of no network, so that networks with equal subnets can be told apart
+// on the host: therefore the number is unique among the entries of a network, and
+// among the networks of a node.
+//
+// Nobody gives claims out: each node takes what it does not see taken, from a
+// place that follows from its id, so that few meet; of two that took the same,
+// the one with the smaller id keeps it, and the other takes something else.
+//
+// Of the services that publish a port on a node, the oldest has it: by time of
+// creation, then by id. What is decided is decided on every node by itself, and is
+// the same on all but for processes of the node that have a port. Those do not
+// decide between services: a younger service does not get the port of an older
+// one for as long as a process has it, or it would change hands twice.
+//
+// The package is pure. Be aware: subnets smaller than a /24 keep nothing for
+// nodes, and so cannot have published ports; a /24 has room for 15 entries.
+package ingress

@@ -1,0 +1,204 @@
+package ingress
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"sluice/internal/model"
+)
+
+// Port is a range of this node's ports that a service publishes.
+type Port struct {
+	Service model.ServiceID
+	Network model.NetworkID // the service may be on several
+	Addr    netip.Addr      // of the node; invalid: all
+	model.PortRange
+}
+
+// Want is a Port with what decides who has it.
+type Want struct {
+	Port
+	Name    string // of the service
+	Created time.Time
+}
+
+// Held is a port that a process of this node has.
+type Held struct {
+	Proto   model.Proto
+	Addr    netip.Addr // invalid: all
+	Port    uint16
+	Process string // for people
+}
+
+// Loss is what a service publishes and does not have.
+type Loss struct {
+	Port
+	Owner     model.ServiceID // empty: a process has it
+	OwnerName string          // of the service or of the process
+}
+
+// String says what is lost, and to whom.
+func (l Loss) String() string {
+	at := ""
+	if l.Addr.IsValid() {
+		at = " of " + l.Addr.String()
+	}
+	ports, _, _ := strings.Cut(model.PortRange{Proto: l.Proto, Lo: l.Lo, Hi: l.Hi, To: l.Lo}.String(), "/")
+	if l.Owner == "" {
+		return fmt.Sprintf("port %s/%s%s is held by %s", ports, l.Proto, at, l.OwnerName)
+	}
+	return fmt.Sprintf("port %s/%s%s belongs to service %s, which is older", ports, l.Proto, at, cmp.Or(l.OwnerName, string(l.Owner)))
+}
+
+// Wants lists what the services of the view publish on this node.
+func Wants(v model.View) []Want {
+	var out []Want
+	for id, s := range v.Services {
+		for network, o := range s.Options {
+			if !enters(v, o) {
+				continue
+			}
+			addrs := o.Bind.List()
+			if len(addrs) == 0 {
+				addrs = []netip.Addr{{}}
+			}
+			for _, r := range o.Published.List() {
+				for _, a := range addrs {
+					out = append(out, Want{Port{id, network, a, r}, s.Name, s.Created})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// age compares two wants by who comes first, and puts those of one service into
+// an order.
+func age(a, b Want) int {
+	return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Service, b.Service), compare(a.Port, b.Port))
+}
+
+func compare(a, b Port) int {
+	return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Lo, b.Lo), a.Addr.Compare(b.Addr),
+		cmp.Compare(a.Hi, b.Hi), cmp.Compare(a.To, b.To), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Network, b.Network))
+}
+
+// Own decides who has each port, and what that leaves: won has no port twice, at
+// one address or at all and at one; what is in wants is in either. Of services the
+// older has a port; from the one that would have it, a process takes it. Neither
+// the order of wants nor that of held matters, and both results are sorted.
+func Own(wants []Want, held []Held) (won []Port, lost []Loss) {
+	byAge := slices.SortedFunc(slices.Values(wants), age)
+	services := newTaken()
+	for i, w := range byAge {
+		free, gone := services.without(w.Port)
+		for _, g := range gone {
+			p, owner := w.cut(g.span), byAge[g.by]
+			lost = append(lost, Loss{p, owner.Service, owner.Name})
+		}
+		for _, f := range free {
+			services.add(w.Port, span{f.lo, f.hi}, i)
+			won = append(won, w.cut(f))
+		}
+	}
+
+	byName := slices.SortedFunc(slices.Values(held), func(a, b Held) int {
+		return cmp.Or(cmp.Compare(a.Process, b.Process), cmp.Compare(a.Proto, b.Proto), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
+	})
+	processes := newTaken()
+	for i, h := range byName {
+		p := Port{Addr: h.Addr, PortRange: model.PortRange{Proto: h.Proto, Lo: h.Port, Hi: h.Port}}
+		processes.add(p, spanOf(p), i)
+	}
+	var left []Port
+	for _, w := range won {
+		free, gone := processes.without(w)
+		for _, g := range gone {
+			lost = append(lost, Loss{Port: w.cut(g.span), OwnerName: byName[g.by].Process})
+		}
+		for _, f := range free {
+			left = append(left, w.cut(f))
+		}
+	}
+	slices.SortFunc(left, compare)
+	slices.SortFunc(lost, func(a, b Loss) int {
+		return cmp.Or(compare(a.Port, b.Port), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerName, b.OwnerName))
+	})
+	return left, lost
+}
+
+// span is a run of ports, both ends included.
+type span struct{ lo, hi int }
+
+func spanOf(p Port) span { return span{int(p.Lo), int(p.Hi)} }
+
+// cut is what a port is within a span of its own.
+func (p Port) cut(s span) Port {
+	p.To += uint16(s.lo) - p.Lo
+	p.Lo, p.Hi = uint16(s.lo), uint16(s.hi)
+	return p
+}
+
+// had is a span that someone has.
+type had struct {
+	span
+	by int // a smaller number comes first
+}
+
+// taken is who has what: by protocol and address, sorted by port. The invalid
+// address is all addresses.
+type taken map[model.Proto]map[netip.Addr][]had
+
+func newTaken() taken { return make(taken) }
+
+// add takes a span, of what nobody has or of what someone has as well.
+func (t taken) add(p Port, s span, by int) {
+	if t[p.Proto] == nil {
+		t[p.Proto] = make(map[netip.Addr][]had)
+	}
+	l := t[p.Proto][p.Addr]
+	i, _ := slices.BinarySearchFunc(l, s.lo, func(h had, lo int) int { return cmp.Compare(h.lo, lo) })
+	t[p.Proto][p.Addr] = slices.Insert(l, i, had{s, by})
+}
+
+// without is what is left of p, and what is not with who comes first there.
+func (t taken) without(p Port) (free []span, gone []had) {
+	var in []had
+	want := spanOf(p)
+	for addr, l := range t[p.Proto] {
+		if addr.IsValid() && p.Addr.IsValid() && addr != p.Addr {
+			continue
+		}
+		// One list has no port twice but for processes, each of which has one port:
+		// so what ends before want begins stands before what does not.
+		i, _ := slices.BinarySearchFunc(l, want.lo, func(h had, lo int) int { return cmp.Compare(h.hi, lo) })
+		for ; i < len(l) && l[i].lo <= want.hi; i++ {
+			in = append(in, l[i])
+		}
+	}
+	slices.SortFunc(in, func(a, b had) int { return cmp.Or(cmp.Compare(a.by, b.by), cmp.Compare(a.lo, b.lo)) })
+	free = []span{want}
+	for _, h := range in {
+		var rest []span
+		for _, f := range free {
+			lo, hi := max(f.lo, h.lo), min(f.hi, h.hi)
+			if lo > hi {
+				rest = append(rest, f)
+				continue
+			}
+			gone = append(gone, had{span{lo, hi}, h.by})
+			if f.lo < lo {
+				rest = append(rest, span{f.lo, lo - 1})
+			}
+			if hi < f.hi {
+				rest = append(rest, span{hi + 1, f.hi})
+			}
+		}
+		free = rest
+	}
+	return free, gone
+}
