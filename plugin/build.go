@@ -98,7 +98,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.noTunnel = p.kernel.HasTunnel()
 	p.hub, err = view.New(view.Config{
-		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, NoTunnel: p.noTunnel != nil, Log: log,
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, NoTunnel: p.noTunnel != nil, Log: log, MTU: p.overlayMTU,
 		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
 		Changed: p.changed,
 	}, records)
@@ -206,6 +206,12 @@ func (p *parts) run(ctx context.Context) {
 
 // close releases what build took.
 func (p *parts) close() error { return errors.Join(p.kernel.Close(), p.store.Close()) }
+
+// overlayMTU is that of networks which leave it to the nodes.
+func (p *parts) overlayMTU(vtep netip.Addr) (int, error) {
+	mtu, err := p.kernel.UnderlayMTU(vtep)
+	return mtu - overlay.VXLANOverhead, err
+}
 
 func (p *parts) hostRoutes() []netip.Prefix {
 	if r := p.routes.Load(); r != nil {

@@ -39,6 +39,7 @@ type engineHub interface {
 	SetEngine(context.Context, model.EngineSnapshot) error
 	Adopted()
 	Settle() bool
+	Claim(context.Context) error
 }
 
 type adopter interface {
@@ -84,6 +85,9 @@ func (f *follower) follow(ctx context.Context, s model.EngineSnapshot) {
 	f.adopt(ctx, s)
 	f.confirm(ctx, s)
 	f.hub.Settle()
+	if err := f.hub.Claim(ctx); err != nil {
+		f.log.Error("claims for published ports could not be recorded, will be retried", "err", err)
+	}
 	f.wake()
 }
 

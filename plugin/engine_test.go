@@ -25,6 +25,7 @@ type around struct {
 	adopts   int // calls of Adopt
 	hubTold  bool
 	settled  int
+	claimed  int
 	statuses []pool.Status
 	freed    []model.NetworkID
 	compared map[model.NetworkID][]netip.Addr
@@ -43,6 +44,8 @@ func (a *around) SetEngine(_ context.Context, s model.EngineSnapshot) error {
 }
 func (a *around) Adopted()     { a.hubTold = true }
 func (a *around) Settle() bool { a.settled++; return true }
+
+func (a *around) Claim(context.Context) error { a.claimed++; return nil }
 func (a *around) Adopt(context.Context, model.EngineSnapshot) error {
 	a.adopts++
 	return a.fail
@@ -127,8 +130,8 @@ func TestAdoptionThatFailsIsOver(t *testing.T) {
 	a.fail = errNoDisk
 	a.after(t, 0, model.EngineSnapshot{ContainersValid: true, NetworksValid: true})
 	a.after(t, 0, model.EngineSnapshot{ContainersValid: true, NetworksValid: true})
-	if a.adopts != 1 || !a.hubTold || a.settled != 2 || a.woken != 2 {
-		t.Errorf("%d calls, hub told %t, settled %d, woken %d", a.adopts, a.hubTold, a.settled, a.woken)
+	if a.adopts != 1 || !a.hubTold || a.settled != 2 || a.claimed != 2 || a.woken != 2 {
+		t.Errorf("%d calls, hub told %t, settled %d, claimed %d, woken %d", a.adopts, a.hubTold, a.settled, a.claimed, a.woken)
 	}
 }
 

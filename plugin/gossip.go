@@ -136,6 +136,9 @@ func (g *gossiper) look(ctx context.Context) {
 		g.log.Error("gossip records not exchanged, will be retried", "err", err)
 	}
 	g.hub.Settle()
+	if err := g.hub.Claim(ctx); err != nil && ctx.Err() == nil {
+		g.log.Error("claims for published ports could not be recorded, will be retried", "err", err)
+	}
 }
 
 // start makes the node. A failure is told once, and tried again at every look.

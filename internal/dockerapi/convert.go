@@ -340,6 +340,8 @@ func parseNodes(body []byte) (nodes, error) {
 			Name: n.Description.Hostname,
 			Addr: address(n.Status.Addr),
 			Down: n.Status.State == swarm.NodeStateDown,
+
+			Labels: n.Spec.Labels,
 		}
 		if n.ManagerStatus != nil && n.ManagerStatus.Leader {
 			out.leader = id

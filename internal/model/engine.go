@@ -84,4 +84,6 @@ type EngineNode struct {
 	Name string
 	Addr netip.Addr
 	Down bool
+	// Labels are those that people gave it (docker node update --label-add).
+	Labels map[string]string
 }

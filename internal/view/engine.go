@@ -37,13 +37,17 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	var dels []model.RecordKey
 	changed := !reflect.DeepEqual(before.Networks, s.Networks) || before.HostName != s.HostName ||
 		!reflect.DeepEqual(before.Services, s.Services) || !reflect.DeepEqual(before.Leaving, s.Leaving) ||
-		!maps.EqualFunc(before.Nodes, s.Nodes, func(model.EngineNode, model.EngineNode) bool { return true })
+		!maps.EqualFunc(before.Nodes, s.Nodes, func(a, b model.EngineNode) bool { return maps.Equal(a.Labels, b.Labels) })
 	if self, ok := h.selfLocked(s); ok {
 		if h.self.Node != "" && h.self.Node != self.Node {
 			// Another swarm: what was heard and said in the former one is of no use.
 			for owner := range h.tables {
 				dels = append(dels, h.forgetLocked(owner)...)
 			}
+			for id := range h.entered {
+				dels = append(dels, model.RecordKey{Kind: kindEntry, Key: string(id)})
+			}
+			h.entered = make(map[model.NetworkID]entryRecord)
 			h.claim = 0
 		}
 		h.self = self

@@ -19,8 +19,9 @@ const (
 	kindSelf     = "self"
 	kindNetwork  = "network"
 	kindEndpoint = "endpoint"
-	kindPeer     = "peer" // gossip records of other nodes, as last heard
-	kindLead     = "lead" // gossip records of this node as leading manager, as last published
+	kindPeer     = "peer"  // gossip records of other nodes, as last heard
+	kindLead     = "lead"  // gossip records of this node as leading manager, as last published
+	kindEntry    = "entry" // claims of this node; see Hub.Claim
 )
 
 // Journal keeps records durably. Commit is one transaction.
@@ -35,6 +36,10 @@ type Config struct {
 	VXLANPort uint16
 	Datapath  string // model.Self's
 	NoTunnel  bool   // likewise
+	// MTU is what an overlay may have over the underlay device with an address, in
+	// bytes, for networks that leave it to the nodes. Nil: such networks are not
+	// joined for published ports. It is called with the lock held.
+	MTU func(vtep netip.Addr) (int, error)
 	// Blank says that records are missing: a first start, or a state file that was
 	// lost. The view is partial then until Settle's conditions are met.
 	Blank bool
@@ -67,6 +72,8 @@ type Hub struct {
 	leaving   map[model.TaskID]bool // a leader has wanted it gone, and an endpoint of it is still known
 	suspects  map[model.EndpointID]time.Time
 	since     map[model.NetworkID]time.Time // when a network was last seen in use
+	entered   map[model.NetworkID]entryRecord
+	full      map[model.NetworkID]error // that Claim found no room in
 	unsaved   unsaved
 }
 
@@ -91,6 +98,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		said:      make(map[string][]byte),
 		suspects:  make(map[model.EndpointID]time.Time),
 		since:     make(map[model.NetworkID]time.Time),
+		entered:   make(map[model.NetworkID]entryRecord),
 		unsaved:   make(unsaved),
 	}
 	var errs []error
@@ -139,6 +147,12 @@ func (h *Hub) load(r model.Record) error {
 			return err
 		}
 		h.said[r.Key] = r.Value
+	case kindEntry:
+		v, err := decode(keyEntry+r.Key, r.Value)
+		if err != nil {
+			return err
+		}
+		h.entered[model.NetworkID(r.Key)], _ = v.(entryRecord)
 	}
 	return nil
 }
@@ -279,7 +293,7 @@ func (h *Hub) Endpoint(id model.EndpointID) (model.Endpoint, bool) {
 func (h *Hub) PutEndpoint(ctx context.Context, e model.Endpoint) (uint64, error) {
 	return h.commit(ctx, func() change {
 		if old, known := h.endpoints[e.ID]; known {
-			e.Task, e.Prepared, e.Tunnel = old.Task, old.Prepared, old.Tunnel
+			e.Task, e.Prepared, e.Tunnel, e.Meshed = old.Task, old.Prepared, old.Tunnel, old.Meshed
 		}
 		return change{
 			puts: []model.Record{record(kindEndpoint, string(e.ID), e)}, visible: func() { h.endpoints[e.ID] = e },
@@ -341,7 +355,7 @@ func (h *Hub) buildLocked() model.View {
 		Remotes:   make(map[model.EndpointID]model.Remote, h.recordsLocked()),
 	}
 	lead := h.leadersWordLocked()
-	v.Services = lead.services
+	v.Services, v.Published, v.Labels = lead.services, lead.networks, lead.labels
 	for id, n := range v.Networks {
 		if known, ok := h.engine.Networks[id]; ok {
 			n.Name = known.Name
@@ -365,6 +379,7 @@ func (h *Hub) buildLocked() model.View {
 			v.Endpoints[id] = e
 		}
 	}
+	others := make(map[model.NodeID]nodeRecord, len(h.tables))
 	for owner, t := range h.tables {
 		node, ok := t.entries[keyNode].value.(nodeRecord)
 		if !ok || owner == h.self.Node || node.VTEP.IsValid() && node.VTEP == h.self.VTEP {
@@ -373,6 +388,7 @@ func (h *Hub) buildLocked() model.View {
 		if lead.removed(owner, t) {
 			continue
 		}
+		others[owner] = node
 		for key, d := range t.entries {
 			r, ok := d.value.(endpointRecord)
 			if !ok {
@@ -385,10 +401,12 @@ func (h *Hub) buildLocked() model.View {
 			r.Task.Leaving = wantedGone(r.Task.ID) || r.Task.Leaving
 			v.Remotes[id] = model.Remote{
 				ID: id, Network: r.Network, Node: owner, VTEP: node.VTEP, Addr: r.Addr, MAC: r.MAC,
-				Options: r.Options, Task: r.Task, Prepared: r.Prepared, Tunnel: r.Tunnel,
+				Options: r.Options, Task: r.Task, Prepared: r.Prepared, Tunnel: r.Tunnel, Meshed: r.Meshed,
 			}
 		}
 	}
 	h.leaving = leaving
+	v.Entries = h.entriesLocked(others)
+	h.joinLocked(&v)
 	return v
 }

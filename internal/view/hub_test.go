@@ -269,6 +269,7 @@ func TestRecordsHoldWhatIsSet(t *testing.T) {
 	all := model.ServiceOptions{
 		Scheduler: "wrr", Mode: "tun", Weight: 3, Ports: "80/tcp", Persist: 300, PersistBits: 24,
 		OnePacket: true, Upper: 9, Lower: 3, Idle: 60,
+		Published: "81:80/tcp", Bind: "192.0.2.1", Nodes: "zone=a", Allow: "10.0.0.0/8", Source: model.Masquerade,
 	}
 	at := addr("10.255.0.2")
 	for _, c := range []struct {
@@ -278,8 +279,8 @@ func TestRecordsHoldWhatIsSet(t *testing.T) {
 	}{
 		{"one option", endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Options: model.ServiceOptions{Weight: 7}},
 			`{"network":"webnetwork00000000000000a","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Weight":7}}`},
-		{"all", endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Options: all, Tunnel: true},
-			`{"network":"webnetwork00000000000000a","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Scheduler":"wrr","Mode":"tun","Weight":3,"Ports":"80/tcp","Persist":300,"PersistBits":24,"OnePacket":true,"Upper":9,"Lower":3,"Idle":60},"tunnel":true}`},
+		{"all", endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Options: all, Tunnel: true, Meshed: true},
+			`{"network":"webnetwork00000000000000a","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Scheduler":"wrr","Mode":"tun","Weight":3,"Ports":"80/tcp","Persist":300,"PersistBits":24,"OnePacket":true,"Upper":9,"Lower":3,"Idle":60,"Published":"81:80/tcp","Bind":"192.0.2.1","Nodes":"zone=a","Allow":"10.0.0.0/8","Source":"masquerade"},"tunnel":true,"meshed":true}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("%s: got\n%s, want\n%s", c.name, got, c.want)
@@ -289,7 +290,7 @@ func TestRecordsHoldWhatIsSet(t *testing.T) {
 		}
 	}
 	v, err := decode(keyEndpoint+"x", []byte(`{"network":"web","addr":"10.255.0.2","mac":"02:42:0a:ff:00:02","options":{"Scheduler":"","Mode":"","Weight":7}}`))
-	if r, ok := v.(endpointRecord); err != nil || !ok || r.Options != (model.ServiceOptions{Weight: 7}) || r.Tunnel {
+	if r, ok := v.(endpointRecord); err != nil || !ok || r.Options != (model.ServiceOptions{Weight: 7}) || r.Tunnel || r.Meshed {
 		t.Errorf("the record of a node of the version before: %+v, %v", v, err)
 	}
 }

@@ -122,8 +122,10 @@ func (h *Hub) leadLocked() {
 // word is what the leading manager says.
 type word struct {
 	services map[model.ServiceID]model.Service
-	leaving  map[model.TaskID]bool // tasks that it wants gone
-	members  map[model.NodeID]bool // nodes of the swarm; nil: not told
+	leaving  map[model.TaskID]bool              // tasks that it wants gone
+	members  map[model.NodeID]bool              // nodes of the swarm; nil: not told
+	networks map[model.NetworkID]model.Network  // with published ports
+	labels   map[model.NodeID]map[string]string // that those ask for
 }
 
 // removed reports whether a node is of the swarm no more: it is out of contact,
@@ -135,7 +137,10 @@ func (w word) removed(node model.NodeID, t *table) bool {
 
 // leadersWordLocked is the word of the leading manager, this node or another.
 func (h *Hub) leadersWordLocked() word {
-	w := word{services: make(map[model.ServiceID]model.Service), leaving: make(map[model.TaskID]bool)}
+	w := word{
+		services: make(map[model.ServiceID]model.Service), leaving: make(map[model.TaskID]bool),
+		networks: make(map[model.NetworkID]model.Network), labels: make(map[model.NodeID]map[string]string),
+	}
 	if h.claim > 0 && h.claim >= h.highestLocked() {
 		maps.Copy(w.services, h.engine.Services)
 		for _, id := range h.engine.Leaving {
@@ -145,6 +150,13 @@ func (h *Hub) leadersWordLocked() word {
 			w.members = make(map[model.NodeID]bool, len(h.engine.Nodes))
 			for id := range h.engine.Nodes {
 				w.members[id] = true
+			}
+		}
+		for key, raw := range h.said {
+			if strings.HasPrefix(key, keyNetwork) || strings.HasPrefix(key, keyLabels) {
+				if v, err := decode(key, raw); err == nil {
+					w.hear(key, v)
+				}
 			}
 		}
 		return w
@@ -177,6 +189,8 @@ func (h *Hub) leadersWordLocked() word {
 			for _, id := range r.Nodes {
 				w.members[id] = true
 			}
+		default:
+			w.hear(key, r)
 		}
 	}
 	return w
@@ -243,9 +257,15 @@ func (h *Hub) Records() map[string][]byte {
 			continue
 		}
 		e.Task.Leaving = e.Task.Leaving || e.Left
+		// What it publishes, the leader tells of its service: once, not for each task.
+		o := &e.Options
+		o.Published, o.Bind, o.Nodes, o.Allow, o.Source = "", "", "", "", ""
 		out[keyEndpoint+string(id)] = encode(endpointRecord{
-			Network: e.Network, Addr: e.Addr, MAC: e.MAC, Options: e.Options, Task: e.Task, Prepared: e.Prepared, Tunnel: e.Tunnel,
+			Network: e.Network, Addr: e.Addr, MAC: e.MAC, Options: e.Options, Task: e.Task, Prepared: e.Prepared, Tunnel: e.Tunnel, Meshed: e.Meshed,
 		})
+	}
+	for id, r := range h.entered {
+		out[keyEntry+string(id)] = encode(r)
 	}
 	maps.Copy(out, h.said)
 	return out
@@ -267,6 +287,7 @@ func (h *Hub) sayLocked() (puts []model.Record, deletes []model.RecordKey) {
 		for id, s := range h.engine.Services {
 			said[keyService+string(id)] = encode(serviceRecord{s.Name, s.Created, s.VIPs, s.Options})
 		}
+		h.sayPublishedLocked(said)
 	}
 	for key, raw := range said {
 		if was, ok := h.said[key]; !ok || !bytes.Equal(was, raw) {

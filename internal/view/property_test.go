@@ -20,7 +20,7 @@ func play(t *rapid.T, n *node) {
 	ids := rapid.SampledFrom([]model.EndpointID{one, two, "e3"})
 	nets := rapid.SampledFrom([]model.NetworkID{web, "dbnetwork"})
 	some := func(what string) bool { return rapid.Bool().Draw(t, what) }
-	switch rapid.IntRange(0, 9).Draw(t, "call") {
+	switch rapid.IntRange(0, 10).Draw(t, "call") {
 	case 0:
 		net := network(nets.Draw(t, "network"))
 		net.Local = rapid.IntRange(0, 3).Draw(t, "local") == 0
@@ -51,6 +51,8 @@ func play(t *rapid.T, n *node) {
 	case 9:
 		n.clock.now = n.clock.now.Add(time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds")) * time.Second)
 		ok(t, n.Sweep(t.Context(), found(t, n.View())))
+	case 10:
+		ok(t, n.Claim(t.Context()))
 	}
 }
 
@@ -111,7 +113,13 @@ func tables(t *rapid.T) []Table {
 		if rapid.IntRange(0, 3).Draw(t, "lead record") == 0 {
 			entries[keyLead] = encode(leadRecord{uint64(rapid.IntRange(1, 4).Draw(t, "claim"))})
 			entries[keyLeaving] = encode(leavingRecord{[]model.TaskID{"task-r"}})
-			entries[keyService+string(svc)] = encode(serviceRecord{Name: "by " + string(owner), VIPs: map[model.NetworkID]netip.Addr{web: vip}})
+			entries[keyService+string(svc)] = encode(serviceRecord{Name: "by " + string(owner), VIPs: map[model.NetworkID]netip.Addr{web: vip},
+				Options: map[model.NetworkID]model.ServiceOptions{web: {Published: "80/tcp", Nodes: "zone=a"}}})
+			entries[keyNetwork+string(web)] = encode(networkRecord{Name: "web", Subnet: network(web).Subnet, Gateway: network(web).Gateway, VNI: 7, MTU: 1450})
+			entries[keyLabels+"nodeA"] = encode(labelsRecord{map[string]string{"zone": rapid.SampledFrom([]string{"a", "b"}).Draw(t, "zone")}})
+		}
+		if rapid.Bool().Draw(t, "entry record") {
+			entries[keyEntry+string(web)] = encode(entryRecord{addr(fmt.Sprintf("10.255.15.%d", owner[4])), rapid.Uint16Range(1, 3).Draw(t, "number")})
 		}
 		if rapid.IntRange(0, 4).Draw(t, "nonsense") == 0 {
 			entries["endpoint/bad"] = []byte("{")
@@ -179,6 +187,9 @@ func FuzzDecode(f *testing.F) {
 	f.Add("endpoint/x", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Prepared: vip})))
 	f.Add("endpoint/y", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Tunnel: true, Options: model.ServiceOptions{Mode: "tun", Ports: "80/tcp", Persist: 9, PersistBits: 32, OnePacket: true, Upper: 2, Lower: 1, Idle: 3}})))
 	f.Add("service/x", string(encode(serviceRecord{Name: "web", VIPs: map[model.NetworkID]netip.Addr{web: vip}})))
+	f.Add("entry/x", string(encode(entryRecord{addr("10.255.15.1"), 7})))
+	f.Add("network/x", string(encode(networkRecord{Name: "web", Subnet: network(web).Subnet, Gateway: network(web).Gateway, VNI: 7})))
+	f.Add("labels/x", string(encode(labelsRecord{map[string]string{"zone": "a"}})))
 	f.Add("of-a-later-version", "anything")
 	f.Fuzz(func(t *testing.T, key, raw string) {
 		v, err := decode(key, []byte(raw))

@@ -2,6 +2,7 @@ package view
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -11,7 +12,7 @@ import (
 	"sluice/internal/model"
 )
 
-// Keys of the gossip records of one node. Endpoint and service keys end in the id.
+// Keys of the gossip records of one node. Those with a slash end in an id.
 const (
 	keyNode     = "node"
 	keyLead     = "lead"
@@ -19,6 +20,12 @@ const (
 	keyMembers  = "members"
 	keyEndpoint = "endpoint/"
 	keyService  = "service/"
+
+	// Of published ports. The first ends in a network's id and is of every node, the
+	// others, which end in a network's and in a node's, are of the leading manager.
+	keyEntry   = "entry/"
+	keyNetwork = "network/"
+	keyLabels  = "labels/"
 )
 
 // nodeRecord is what a node says of itself.
@@ -54,6 +61,7 @@ type endpointRecord struct {
 	Task     model.Task           `json:"task,omitzero"`
 	Prepared netip.Addr           `json:"prepared,omitzero"`
 	Tunnel   bool                 `json:"tunnel,omitzero"`
+	Meshed   bool                 `json:"meshed,omitzero"`
 }
 
 // serviceRecord is a service as the leading manager tells it.
@@ -115,6 +123,23 @@ func decode(key string, raw []byte) (any, error) {
 		v = r
 	case strings.HasPrefix(key, keyService):
 		var r serviceRecord
+		err = json.Unmarshal(raw, &r)
+		v = r
+	case strings.HasPrefix(key, keyEntry):
+		var r entryRecord
+		err = json.Unmarshal(raw, &r)
+		if err == nil && (!r.Addr.Is4() || r.Number == 0) {
+			err = errors.New("IPv4 address and number are needed")
+		}
+		v = r
+	case strings.HasPrefix(key, keyNetwork):
+		var r networkRecord
+		if err = json.Unmarshal(raw, &r); err == nil {
+			err = r.check()
+		}
+		v = r
+	case strings.HasPrefix(key, keyLabels):
+		var r labelsRecord
 		err = json.Unmarshal(raw, &r)
 		v = r
 	default:

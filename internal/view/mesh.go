@@ -1,0 +1,209 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"sluice/internal/model"
+	"sluice/internal/options"
+	"sluice/lb/ingress"
+)
+
+// This file is about published ports: what nodes claim for them, and what the
+// leading manager tells of networks to nodes that have no task there.
+
+// entryRecord is what a node has claimed of a network as an entry of it.
+type entryRecord struct {
+	Addr   netip.Addr `json:"addr"`
+	Number uint16     `json:"number"`
+}
+
+// networkRecord is a network on which a service publishes ports, as the leading
+// manager tells it. The engine tells a node of a network only with its first task.
+type networkRecord struct {
+	Name     string               `json:"name,omitempty"`
+	Subnet   netip.Prefix         `json:"subnet"`
+	Gateway  netip.Addr           `json:"gateway"`
+	Internal bool                 `json:"internal,omitzero"`
+	VNI      model.VNI            `json:"vni"`
+	MTU      int                  `json:"mtu,omitzero"` // 0: as each node's underlay has it
+	Options  model.NetworkOptions `json:"options,omitzero"`
+}
+
+// check says what a record lacks.
+func (r networkRecord) check() error {
+	if !r.Subnet.IsValid() || !r.Subnet.Addr().Is4() || !r.Subnet.Contains(r.Gateway) || r.VNI == 0 || r.VNI > model.MaxVNI {
+		return errors.New("IPv4 subnet, gateway in it and VNI are needed")
+	}
+	return nil
+}
+
+func (r networkRecord) network(id model.NetworkID) model.Network {
+	return model.Network{
+		ID: id, Name: r.Name, Subnet: r.Subnet, Gateway: r.Gateway, Internal: r.Internal, VNI: r.VNI, MTU: r.MTU, Options: r.Options,
+	}
+}
+
+// labelsRecord is those labels of a node that published services ask for. That
+// there is one without any says that the node has none of them.
+type labelsRecord struct {
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// sayPublishedLocked adds to what this node says as leading manager. What its engine
+// was not asked for yet in this life, or not successfully, is said as before.
+func (h *Hub) sayPublishedLocked(said map[string][]byte) {
+	again := func(key string) {
+		if raw, ok := h.said[key]; ok {
+			said[key] = raw
+		}
+	}
+	for _, s := range h.engine.Services {
+		for id, o := range s.Options {
+			key := keyNetwork + string(id)
+			n, listed := h.engine.Networks[id]
+			switch {
+			case o.Published == "" || said[key] != nil:
+			case !listed && !h.engine.NetworksValid:
+				again(key)
+			case listed && n.Swarm:
+				if r, err := published(n); err == nil {
+					said[key] = encode(r)
+				}
+			}
+		}
+	}
+	asked := ingress.LabelsAsked(h.engine.Services)
+	if len(asked) == 0 {
+		return
+	}
+	for id, n := range h.engine.Nodes {
+		key := keyLabels + string(id)
+		if h.engine.ServicesValid {
+			said[key] = encode(labelsRecord{ingress.LabelsOf(n.Labels, asked)})
+		} else {
+			again(key)
+		}
+	}
+}
+
+// published is what the engine's list says of a network. One that the leader has
+// not allocated yet, or has refused, lacks something.
+func published(n model.EngineNetwork) (networkRecord, error) {
+	req, err := options.Network(n.Options)
+	if err != nil {
+		return networkRecord{}, err
+	}
+	r := networkRecord{
+		Name: n.Name, Subnet: n.Subnet, Gateway: n.Gateway, Internal: n.Internal, VNI: req.VNI, MTU: req.MTU, Options: req.Options,
+	}
+	if !r.Gateway.IsValid() && r.Subnet.IsValid() {
+		r.Gateway = r.Subnet.Addr().Next()
+	}
+	return r, r.check()
+}
+
+// hear takes what a leading manager says of published ports.
+func (w *word) hear(key string, value any) {
+	switch r := value.(type) {
+	case networkRecord:
+		id := model.NetworkID(key[len(keyNetwork):])
+		w.networks[id] = r.network(id)
+	case labelsRecord:
+		w.labels[model.NodeID(key[len(keyLabels):])] = r.Labels
+	}
+}
+
+// entriesLocked is what all nodes have claimed.
+func (h *Hub) entriesLocked(others map[model.NodeID]nodeRecord) map[model.NetworkID]map[model.NodeID]model.Entry {
+	out := make(map[model.NetworkID]map[model.NodeID]model.Entry)
+	add := func(id model.NetworkID, node model.NodeID, e model.Entry) {
+		if out[id] == nil {
+			out[id] = make(map[model.NodeID]model.Entry)
+		}
+		out[id][node] = e
+	}
+	for owner, n := range others {
+		for key, d := range h.tables[owner].entries {
+			if r, ok := d.value.(entryRecord); ok {
+				add(model.NetworkID(key[len(keyEntry):]), owner, model.Entry{Addr: r.Addr, Number: r.Number, VTEP: n.VTEP})
+			}
+		}
+	}
+	if h.self.Node != "" {
+		for id, r := range h.entered {
+			add(id, h.self.Node, model.Entry{Addr: r.Addr, Number: r.Number, VTEP: h.self.VTEP})
+		}
+	}
+	return out
+}
+
+// joinLocked adds the networks to a view that are here for published ports only.
+func (h *Hub) joinLocked(v *model.View) {
+	for _, n := range ingress.Transit(*v) {
+		if n.MTU == 0 && h.cfg.MTU != nil {
+			mtu, err := h.cfg.MTU(h.self.VTEP)
+			if err != nil {
+				h.cfg.Log.Warn("network cannot be joined for published ports: the MTU of the underlay is not known", "network", n.ID.Short(), "err", err)
+			}
+			n.MTU = mtu
+		}
+		if n.MTU > 0 {
+			v.Networks[n.ID] = n
+		}
+	}
+}
+
+// Claim brings up to date what this node claims of the networks into which its
+// published ports lead. It is for whoever feeds the hub: claims follow from what
+// is known of services, networks and other nodes, and are known to those by gossip.
+// A network that has no room is logged, once, and told by Unclaimed.
+func (h *Hub) Claim(ctx context.Context) error {
+	_, err := h.commit(ctx, func() change {
+		if h.view == nil {
+			v := h.buildLocked()
+			h.view = &v
+		}
+		claims, full := ingress.Claims(*h.view)
+		for id, err := range full {
+			if h.full[id] == nil {
+				h.cfg.Log.Error("published ports of a network are not served by this node", "network", id.Short(), "err", err)
+			}
+		}
+		h.full = full
+		next := make(map[model.NetworkID]entryRecord, len(claims))
+		for id, e := range claims {
+			next[id] = entryRecord{e.Addr, e.Number}
+		}
+		if maps.Equal(next, h.entered) {
+			return change{}
+		}
+		c := change{visible: func() { h.entered = next }}
+		for id, r := range next {
+			if h.entered[id] != r {
+				c.puts = append(c.puts, record(kindEntry, string(id), r))
+			}
+		}
+		for id := range h.entered {
+			if _, kept := next[id]; !kept {
+				c.deletes = append(c.deletes, model.RecordKey{Kind: kindEntry, Key: string(id)})
+			}
+		}
+		return c
+	})
+	if err != nil {
+		return fmt.Errorf("record what this node claims for published ports: %w", err)
+	}
+	return nil
+}
+
+// Unclaimed are the networks that have no room for this node as an entry, with
+// what a person can do.
+func (h *Hub) Unclaimed() map[model.NetworkID]error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.full)
+}

@@ -1,0 +1,253 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sluice/internal/model"
+)
+
+// publishes makes a leader's snapshot one of a swarm in which the service
+// publishes ports, by options, and lists the network and the nodes' labels.
+func publishes(s model.EngineSnapshot, o model.ServiceOptions, mtu string) model.EngineSnapshot {
+	s = leads(s, "web")
+	sv := s.Services[svc]
+	sv.Options = map[model.NetworkID]model.ServiceOptions{web: o}
+	s.Services = map[model.ServiceID]model.Service{svc: sv}
+	opts := map[string]string{"sluice.vni": "7", "sluice.scheduler": "sh"}
+	if mtu != "" {
+		opts["sluice.mtu"] = mtu
+	}
+	s.Networks = map[model.NetworkID]model.EngineNetwork{web: {
+		ID: web, Name: "shop", Swarm: true, Subnet: network(web).Subnet, Gateway: network(web).Gateway, Options: opts,
+	}}
+	s.Nodes = map[model.NodeID]model.EngineNode{
+		"nodeA": {Labels: map[string]string{"zone": "a", "rack": "1"}}, "nodeB": {Labels: map[string]string{"zone": "b"}}, "nodeC": {},
+	}
+	return s
+}
+
+// mesh is a leader, and a node without a task, that have heard of each other.
+func mesh(t *testing.T, o model.ServiceOptions) (a, b *node) {
+	t.Helper()
+	a, b = member(t, "nodeA", "192.168.0.1", one, "10.255.0.2"), fresh(t)
+	ok(t, a.SetEngine(t.Context(), publishes(runs(swarm("nodeA", "192.168.0.1"), one), o, "1400")))
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	tell(t, a, b)
+	return a, b
+}
+
+// tell exchanges records as often as claims need to follow each other.
+func tell(t *testing.T, nodes ...*node) {
+	t.Helper()
+	for range 3 {
+		var all []Table
+		for _, n := range nodes {
+			all = append(all, n.table(true))
+		}
+		for _, n := range nodes {
+			ok(t, n.SetTables(t.Context(), all))
+			ok(t, n.Claim(t.Context()))
+		}
+	}
+}
+
+func TestANodeWithoutATaskJoinsAPublishedNetworkAndLeaves(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	want := model.Network{
+		ID: web, Name: "shop", Subnet: network(web).Subnet, Gateway: network(web).Gateway, VNI: 7, MTU: 1400,
+		Options: model.NetworkOptions{Datapath: "auto", Mode: "dr", Scheduler: "sh"}, Transit: true,
+	}
+	if got := b.View().Networks[web]; got != want {
+		t.Errorf("joined as %+v, want %+v", got, want)
+	}
+	if got := a.View().Networks[web]; got.Transit || got.MTU != 1450 {
+		t.Errorf("the node with a task has %+v", got)
+	}
+	if _, own := b.Network(web); own {
+		t.Error("a driver would take it for one of its own")
+	}
+	// A restart without contact, here and there, changes nothing.
+	for name, n := range map[string]*node{"leader": a, "other": b} {
+		if d := same(n.View(), n.restarted(t).View()); d != "" {
+			t.Errorf("%s: before (-) and after (+):\n%s", name, d)
+		}
+	}
+	// The engine asks for the network as well: it is here for a task now.
+	must[uint64](t)(b.PutNetwork(t.Context(), network(web)))
+	if got := b.View().Networks[web]; got.Transit {
+		t.Errorf("with a task: %+v", got)
+	}
+	must[uint64](t)(b.DeleteNetwork(t.Context(), web))
+	if got := b.View().Networks[web]; got != want {
+		t.Errorf("without one again: %+v", got)
+	}
+	ok(t, a.SetEngine(t.Context(), publishes(runs(swarm("nodeA", "192.168.0.1"), one), model.ServiceOptions{}, "1400")))
+	tell(t, a, b)
+	for name, n := range map[string]*node{"leader": a, "other": b, "restarted": b.restarted(t)} {
+		v := n.View()
+		if len(v.Published)+len(v.Entries)+len(v.Labels) > 0 || name != "leader" && len(v.Networks) > 0 {
+			t.Errorf("%s, nothing is published any more: %v %v %v", name, v.Networks, v.Published, v.Entries)
+		}
+	}
+}
+
+func TestAPortStaysPublishedWithoutTasks(t *testing.T) {
+	a, b := fresh(t), fresh(t)
+	ok(t, a.SetEngine(t.Context(), publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp"}, "1400")))
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	tell(t, a, b)
+	for name, n := range map[string]*node{"leader": a, "other": b} {
+		if v := n.View(); !v.Networks[web].Transit || len(v.Entries[web]) != 2 {
+			t.Errorf("%s: %v %v", name, v.Networks, v.Entries)
+		}
+	}
+}
+
+func TestLabelsSayWhichNodesEnter(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp", Nodes: "zone=a"})
+	want := map[model.NodeID]map[string]string{"nodeA": {"zone": "a"}, "nodeB": {"zone": "b"}, "nodeC": nil}
+	for name, n := range map[string]*node{"leader": a, "other": b, "restarted leader": a.restarted(t), "restarted": b.restarted(t)} {
+		v := n.View()
+		if !maps.EqualFunc(v.Labels, want, func(a, b map[string]string) bool { return maps.Equal(a, b) }) {
+			t.Errorf("%s: labels %v", name, v.Labels)
+		}
+		if _, joined := v.Networks[web]; joined == (v.Self.Node == "nodeB") {
+			t.Errorf("%s: networks %v", name, v.Networks)
+		}
+	}
+	// A label alone is news.
+	s := publishes(runs(swarm("nodeA", "192.168.0.1"), one), model.ServiceOptions{Published: "80/tcp", Nodes: "zone=a"}, "1400")
+	s.Nodes["nodeB"] = model.EngineNode{Labels: map[string]string{"Zone": "A"}}
+	ok(t, a.SetEngine(t.Context(), s))
+	tell(t, a, b)
+	if v := b.View(); !v.Networks[web].Transit || len(v.Entries[web]) != 2 {
+		t.Errorf("now of the zone: %v %v %v", v.Networks, v.Labels, v.Entries)
+	}
+}
+
+func TestClaimsAreToldAndKept(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	va, vb := a.View(), b.View()
+	if d := cmp.Diff(va.Entries, vb.Entries, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Fatalf("a (-) and b (+) differ:\n%s", d)
+	}
+	ea, eb := va.Entries[web]["nodeA"], va.Entries[web]["nodeB"]
+	if ea.Addr == eb.Addr || ea.Number == eb.Number || ea.VTEP != addr("192.168.0.1") || eb.VTEP != addr("192.168.0.2") {
+		t.Errorf("claims: %+v and %+v", ea, eb)
+	}
+	if got := b.restarted(t).View().Entries[web]["nodeB"]; got != eb {
+		t.Errorf("after a restart %+v, before %+v", got, eb)
+	}
+	// A third one that was apart has taken b's: it has a larger id, and moves.
+	c := fresh(t)
+	ok(t, c.SetEngine(t.Context(), swarm("nodeC", "192.168.0.3")))
+	c.entered[web] = entryRecord{eb.Addr, eb.Number}
+	tell(t, a, b, c)
+	if got := b.View().Entries[web]; got["nodeB"] != eb || got["nodeC"].Addr == eb.Addr || got["nodeC"].Number == eb.Number || len(got) != 3 {
+		t.Errorf("with a third: %+v", got)
+	}
+	// Another swarm has other claims.
+	ok(t, c.SetEngine(t.Context(), swarm("nodeX", "192.168.0.3")))
+	if v := c.restarted(t).View(); len(v.Entries) > 0 || len(c.Records()) != 1 {
+		t.Errorf("in another swarm: %v", v.Entries)
+	}
+}
+
+func TestAClaimThatCannotBeRecordedIsNotMade(t *testing.T) {
+	b := fresh(t)
+	a, _ := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	ok(t, b.SetTables(t.Context(), []Table{a.table(true)}))
+	b.journal.fail = errDisk
+	if err := b.Claim(t.Context()); !errors.Is(err, errDisk) || len(b.View().Entries[web]) != 1 {
+		t.Fatalf("%v, %v", err, b.View().Entries)
+	}
+	b.journal.fail = nil
+	ok(t, b.Claim(t.Context()))
+	rev := b.View().Revision
+	ok(t, b.Claim(t.Context()))
+	if v := b.View(); len(v.Entries[web]) != 2 || v.Revision != rev {
+		t.Errorf("%v, revision %d after %d", v.Entries, v.Revision, rev)
+	}
+}
+
+func TestANetworkWithoutRoomIsTold(t *testing.T) {
+	a := fresh(t)
+	s := publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp"}, "1400")
+	n := s.Networks[web]
+	n.Subnet, n.Gateway = netip.MustParsePrefix("10.255.0.0/26"), addr("10.255.0.1")
+	s.Networks[web] = n
+	ok(t, a.SetEngine(t.Context(), s))
+	ok(t, a.Claim(t.Context()))
+	if got := a.Unclaimed(); len(got) != 1 || !strings.Contains(got[web].Error(), "smaller than a /24") {
+		t.Errorf("told: %v", got)
+	}
+}
+
+func TestTheMTUMayBeLeftToTheNodes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mtu  func(netip.Addr) (int, error)
+		want int // 0: not joined
+	}{
+		{"known", func(a netip.Addr) (int, error) { return 1000 + int(a.As4()[3]), nil }, 1002},
+		{"not known", func(netip.Addr) (int, error) { return -50, errors.New("no such device") }, 0},
+		{"nobody to ask", nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := fresh(t), fresh(t)
+			b.cfg.MTU = c.mtu
+			ok(t, a.SetEngine(t.Context(), publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp"}, "")))
+			ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+			tell(t, a, b)
+			if n, joined := b.View().Networks[web]; n.MTU != c.want || joined != (c.want > 0) {
+				t.Errorf("joined %t with MTU %d", joined, n.MTU)
+			}
+		})
+	}
+}
+
+func TestALeaderThatCannotAskRepeatsItself(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp", Nodes: "zone!=x"})
+	before := b.View()
+	again := a.restarted(t)
+	ok(t, again.SetEngine(t.Context(), model.EngineSnapshot{HostName: "nodeA"}))
+	ok(t, again.SetEngine(t.Context(), model.EngineSnapshot{HostName: "renamed"}))
+	ok(t, b.SetTables(t.Context(), []Table{again.table(true), b.table(true)}))
+	if d := same(before, b.View()); d != "" {
+		t.Errorf("before (-) and after (+):\n%s", d)
+	}
+	// It can, and the network is not allocated.
+	s := publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp", Nodes: "zone!=x"}, "")
+	n := s.Networks[web]
+	n.Options = nil
+	s.Networks[web] = n
+	ok(t, again.SetEngine(t.Context(), s))
+	if v := again.View(); len(v.Published) > 0 {
+		t.Errorf("published: %v", v.Published)
+	}
+}
+
+// TestAnEndpointDoesNotRepeatWhatItsServicePublishes: it would be in the gossip
+// of all nodes once for each task.
+func TestAnEndpointDoesNotRepeatWhatItsServicePublishes(t *testing.T) {
+	a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")
+	e, _ := a.Endpoint(one)
+	e.Options = model.ServiceOptions{Weight: 3, Published: "80/tcp", Bind: "192.0.2.1", Nodes: "a=b", Allow: "10.0.0.0/8", Source: model.Masquerade}
+	must[uint64](t)(a.PutEndpoint(context.Background(), e))
+	b := fresh(t)
+	ok(t, b.SetTables(t.Context(), []Table{a.table(true)}))
+	if got := b.View().Remotes[one].Options; got != (model.ServiceOptions{Weight: 3}) {
+		t.Errorf("told: %+v", got)
+	}
+	if a.View().Endpoints[one].Options != e.Options {
+		t.Error("the intent has lost it")
+	}
+}
