@@ -1,0 +1,31 @@
+// Package ports holds ports of the host by sockets, so that they are seen to be
+// taken (ss -l) and no other process gets them.
+//
+//	client ─▶ port 81 ─▶ nat rules ─▶ a task         what is meant to happen
+//	                          ╎
+//	                          └╌╌▶ socket of ours     only if the rules are missing:
+//	                               accept, RST, count
+//
+// Published ports are translated before the kernel looks for a socket, so nothing
+// comes to these as long as the rules are there. A TCP socket must listen to keep
+// others out: one that is only bound lets a second one with SO_REUSEADDR in, and is
+// in no list. What it accepts is reset at once, since a client that waits for an
+// answer is worse off than one that is refused, and counted: each is a connection
+// that the rules have missed. A UDP socket is bound without SO_REUSEADDR, because
+// with it others that have it would share the port; it takes no packet, by a filter.
+// SCTP is as TCP, where the kernel has it.
+//
+// Who has a port that cannot be had is found in /proc: net/tcp and the like say
+// which socket, the descriptors of processes say whose it is.
+//
+// # Limits
+//
+//   - Be aware: one socket, and so one descriptor, for each port. Ranges are made of
+//     ports to the kernel; a socket that listens takes some 3 KiB of its memory.
+//   - IPv4 only. A process may still have a port of IPv6 alone.
+//   - A port of the range from which the kernel chooses (ip_local_port_range) may be
+//     had by some client for as long as its connection lasts.
+//   - A socket that is bound to a TCP port and does not listen is in no table of
+//     /proc: it has no name. Neither has a process that this one may not look into,
+//     or that is outside of its process namespace.
+package ports
