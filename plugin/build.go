@@ -20,6 +20,7 @@ import (
 	"sluice/internal/linux"
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
+	"sluice/internal/linux/ports"
 	"sluice/internal/linux/sockets"
 	"sluice/internal/model"
 	"sluice/internal/plan"
@@ -28,6 +29,7 @@ import (
 	"sluice/internal/view"
 	"sluice/ipam"
 	"sluice/lb/idle"
+	"sluice/lb/publish"
 	"sluice/lb/service"
 )
 
@@ -45,8 +47,10 @@ type parts struct {
 	engine *dockerapi.Reader
 	gossip *gossiper
 	idle   *idle.Ender
+	ports  *ports.Holder
 	diag   *diag.Server
 
+	publish  *publish.Publisher
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
 	noIPVS    error // why networks that ask for IPVS do not get it here; nil if they do
@@ -110,13 +114,17 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
 	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
 	p.gossip = newGossiper(cfg, p.hub, p.ring, log)
+	if p.ports, err = ports.New("/proc"); err != nil {
+		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+	}
+	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Log: log})
 	sock := sockets.New()
 	p.noDestroy = sock.Probe()
 	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sock, Log: log})
 
 	book, err := driver.NewBook(p.store, records)
 	if err != nil {
-		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+		return nil, errors.Join(err, p.close())
 	}
 	icfg := ipam.Config{
 		Scope: ipam.ScopeGlobal, Supernets: cfg.Pools, Bits: cfg.SubnetBits,
@@ -127,7 +135,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	allocator, err := ipam.Open(ctx, icfg)
 	if err != nil {
-		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+		return nil, errors.Join(err, p.close())
 	}
 	p.ipam = &refusals{Allocator: allocator, now: time.Now}
 	p.refreshRoutes()
@@ -141,7 +149,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		Socket: filepath.Join(cfg.HostRun, "docker.sock"), PluginID: pluginID(), Log: log,
 	})
 	if err != nil {
-		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
+		return nil, errors.Join(err, p.close())
 	}
 	p.follower = &follower{
 		scope: cfg.Scope, now: time.Now, hub: p.hub, driver: p.driver, pools: p.ipam, keys: p.ring, wake: p.gossip.wake,
@@ -162,6 +170,9 @@ func (p *parts) changed(planned bool) {
 	}
 	if p.idle != nil && planned {
 		p.idle.Wake()
+	}
+	if p.publish != nil && planned {
+		p.publish.Wake()
 	}
 	if p.gossip != nil {
 		p.gossip.wake()
@@ -197,7 +208,7 @@ func (p *parts) observe(r reconcile.Round) {
 func (p *parts) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, f := range []func(context.Context){
-		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.idle.Run, p.runDiag,
+		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.idle.Run, p.publish.Run, p.runDiag,
 	} {
 		wg.Go(func() { f(ctx) })
 	}
@@ -205,7 +216,7 @@ func (p *parts) run(ctx context.Context) {
 }
 
 // close releases what build took.
-func (p *parts) close() error { return errors.Join(p.kernel.Close(), p.store.Close()) }
+func (p *parts) close() error { return errors.Join(p.ports.Close(), p.kernel.Close(), p.store.Close()) }
 
 // overlayMTU is that of networks which leave it to the nodes.
 func (p *parts) overlayMTU(vtep netip.Addr) (int, error) {

@@ -54,6 +54,7 @@ var layers = []struct {
 	{"internal/keyring", L3},
 	{"internal/diag", L3},
 	{"lb/idle", L3},
+	{"lb/publish", L3},
 
 	{"plugin", L4},
 	{"cmd/sluice", L4},

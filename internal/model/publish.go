@@ -3,6 +3,7 @@ package model
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -28,6 +29,27 @@ func span(lo, hi uint16) string {
 		return fmt.Sprint(lo)
 	}
 	return fmt.Sprintf("%d-%d", lo, hi)
+}
+
+// HostPort is a port of this host.
+type HostPort struct {
+	Proto Proto
+	Addr  netip.Addr // of the host; invalid: all
+	Port  uint16
+}
+
+// String is for people: 80/tcp, or 80/tcp of 192.0.2.1.
+func (p HostPort) String() string {
+	s := fmt.Sprintf("%d/%s", p.Port, p.Proto)
+	if p.Addr.IsValid() {
+		s += " of " + p.Addr.String()
+	}
+	return s
+}
+
+// Compare orders ports by protocol, number and address.
+func (p HostPort) Compare(o HostPort) int {
+	return cmp.Or(cmp.Compare(p.Proto, o.Proto), cmp.Compare(p.Port, o.Port), p.Addr.Compare(o.Addr))
 }
 
 // Published are the ports of nodes at which a service answers, in the one text

@@ -30,6 +30,9 @@ type View struct {
 	// Entries are the nodes at which published ports lead into a network, this one
 	// included, by what they have claimed there.
 	Entries map[NetworkID]map[NodeID]Entry
+	// Taken are the published ports of this node that could not be had, with the
+	// process that has each, for people.
+	Taken map[HostPort]string
 }
 
 // Entry is what a node has of a network for the ports that are published there:

@@ -74,6 +74,7 @@ type Hub struct {
 	since     map[model.NetworkID]time.Time // when a network was last seen in use
 	entered   map[model.NetworkID]entryRecord
 	full      map[model.NetworkID]error // that Claim found no room in
+	taken     map[model.HostPort]string // model.View's
 	unsaved   unsaved
 }
 
@@ -406,6 +407,7 @@ func (h *Hub) buildLocked() model.View {
 		}
 	}
 	h.leaving = leaving
+	v.Taken = h.taken
 	v.Entries = h.entriesLocked(others)
 	h.joinLocked(&v)
 	return v

@@ -200,6 +200,22 @@ func (h *Hub) Claim(ctx context.Context) error {
 	return nil
 }
 
+// SetTaken takes which published ports of this node processes have, as it is now;
+// the caller does not change it any more. It is not durable: a process that starts
+// tries them all.
+func (h *Hub) SetTaken(taken map[model.HostPort]string) {
+	h.mu.Lock()
+	news := !maps.Equal(h.taken, taken)
+	if news {
+		h.taken = taken
+		h.changedLocked()
+	}
+	h.mu.Unlock()
+	if news {
+		h.announce(true)
+	}
+}
+
 // Unclaimed are the networks that have no room for this node as an entry, with
 // what a person can do.
 func (h *Hub) Unclaimed() map[model.NetworkID]error {

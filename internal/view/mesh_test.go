@@ -251,3 +251,18 @@ func TestAnEndpointDoesNotRepeatWhatItsServicePublishes(t *testing.T) {
 		t.Error("the intent has lost it")
 	}
 }
+
+func TestTakenPortsAreNewsOnce(t *testing.T) {
+	a := fresh(t)
+	taken := map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}
+	a.SetTaken(nil)
+	before := a.changed
+	a.SetTaken(taken)
+	a.SetTaken(maps.Clone(taken))
+	if v := a.View(); !maps.Equal(v.Taken, taken) || a.changed != before+1 {
+		t.Errorf("taken %v, told %d times", v.Taken, a.changed-before)
+	}
+	if v := a.restarted(t).View(); len(v.Taken) > 0 {
+		t.Errorf("after a restart: %v", v.Taken)
+	}
+}

@@ -3,6 +3,7 @@ package ingress
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,14 +25,6 @@ type Want struct {
 	Port
 	Name    string // of the service
 	Created time.Time
-}
-
-// Held is a port that a process of this node has.
-type Held struct {
-	Proto   model.Proto
-	Addr    netip.Addr // invalid: all
-	Port    uint16
-	Process string // for people
 }
 
 // Loss is what a service publishes and does not have.
@@ -89,9 +82,9 @@ func compare(a, b Port) int {
 
 // Own decides who has each port, and what that leaves: won has no port twice, at
 // one address or at all and at one; what is in wants is in either. Of services the
-// older has a port; from the one that would have it, a process takes it. Neither
-// the order of wants nor that of held matters, and both results are sorted.
-func Own(wants []Want, held []Held) (won []Port, lost []Loss) {
+// older has a port; from the one that would have it, a process takes it: held says
+// which. The order of wants does not matter, and both results are sorted.
+func Own(wants []Want, held map[model.HostPort]string) (won []Port, lost []Loss) {
 	byAge := slices.SortedFunc(slices.Values(wants), age)
 	services := newTaken()
 	for i, w := range byAge {
@@ -106,11 +99,9 @@ func Own(wants []Want, held []Held) (won []Port, lost []Loss) {
 		}
 	}
 
-	byName := slices.SortedFunc(slices.Values(held), func(a, b Held) int {
-		return cmp.Or(cmp.Compare(a.Process, b.Process), cmp.Compare(a.Proto, b.Proto), a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
-	})
+	inOrder := slices.SortedFunc(maps.Keys(held), model.HostPort.Compare)
 	processes := newTaken()
-	for i, h := range byName {
+	for i, h := range inOrder {
 		p := Port{Addr: h.Addr, PortRange: model.PortRange{Proto: h.Proto, Lo: h.Port, Hi: h.Port}}
 		processes.add(p, spanOf(p), i)
 	}
@@ -118,7 +109,7 @@ func Own(wants []Want, held []Held) (won []Port, lost []Loss) {
 	for _, w := range won {
 		free, gone := processes.without(w)
 		for _, g := range gone {
-			lost = append(lost, Loss{Port: w.cut(g.span), OwnerName: byName[g.by].Process})
+			lost = append(lost, Loss{Port: w.cut(g.span), OwnerName: held[inOrder[g.by]]})
 		}
 		for _, f := range free {
 			left = append(left, w.cut(f))
@@ -129,6 +120,21 @@ func Own(wants []Want, held []Held) (won []Port, lost []Loss) {
 		return cmp.Or(compare(a.Port, b.Port), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerName, b.OwnerName))
 	})
 	return left, lost
+}
+
+// HostPorts are the ports of a result of Own one by one, as processes have them.
+func HostPorts(won []Port) []model.HostPort {
+	n := 0
+	for _, p := range won {
+		n += int(p.Hi-p.Lo) + 1
+	}
+	out := make([]model.HostPort, 0, n)
+	for _, p := range won {
+		for i := int(p.Lo); i <= int(p.Hi); i++ {
+			out = append(out, model.HostPort{Proto: p.Proto, Addr: p.Addr, Port: uint16(i)})
+		}
+	}
+	return out
 }
 
 // span is a run of ports, both ends included.
@@ -173,8 +179,8 @@ func (t taken) without(p Port) (free []span, gone []had) {
 		if addr.IsValid() && p.Addr.IsValid() && addr != p.Addr {
 			continue
 		}
-		// One list has no port twice but for processes, each of which has one port:
-		// so what ends before want begins stands before what does not.
+		// One list has no port twice, so what ends before want begins stands before
+		// what does not.
 		i, _ := slices.BinarySearchFunc(l, want.lo, func(h had, lo int) int { return cmp.Compare(h.hi, lo) })
 		for ; i < len(l) && l[i].lo <= want.hi; i++ {
 			in = append(in, l[i])

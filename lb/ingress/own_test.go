@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -47,7 +48,7 @@ func TestWhoHasAPort(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		wants     [][]Want
-		held      []Held
+		held      map[model.HostPort]string
 		won, lost []string
 	}{
 		{name: "nobody wants any"},
@@ -69,14 +70,14 @@ func TestWhoHasAPort(t *testing.T) {
 		{"a loser's port is not lost to its own loser", [][]Want{want("a", 3, any4, "80"), want("b", 2, any4, "80-81"), want("c", 1, any4, "81")}, nil,
 			[]string{"a * 80/tcp", "b * 81/tcp"},
 			[]string{"b: port 80/tcp belongs to service a, which is older", "c: port 81/tcp belongs to service b, which is older"}},
-		{"a process", [][]Want{want("b", 1, any4, "80"), want("a", 2, any4, "79-81:179-181")}, []Held{{model.TCP, addr1, 80, "nginx (pid 7)"}, {model.UDP, any4, 79, "named"}},
+		{"a process", [][]Want{want("b", 1, any4, "80"), want("a", 2, any4, "79-81:179-181")}, map[model.HostPort]string{{Proto: model.TCP, Addr: addr1, Port: 80}: "nginx (pid 7)", {Proto: model.UDP, Port: 79}: "named"},
 			[]string{"a * 79:179/tcp", "a * 81:181/tcp"},
 			[]string{"a: port 80/tcp is held by nginx (pid 7)", "b: port 80/tcp belongs to service a, which is older"}},
-		{"a process at another address", [][]Want{want("a", 2, addr2, "80")}, []Held{{model.TCP, addr1, 80, "nginx"}},
+		{"a process at another address", [][]Want{want("a", 2, addr2, "80")}, map[model.HostPort]string{{Proto: model.TCP, Addr: addr1, Port: 80}: "nginx"},
 			[]string{"a 192.0.2.2 80/tcp"}, nil},
-		{"a process at an address that is one of two", [][]Want{want("a", 2, addr2, "80"), want("a", 2, addr1, "80")}, []Held{{model.TCP, addr1, 80, "nginx"}},
+		{"a process at an address that is one of two", [][]Want{want("a", 2, addr2, "80"), want("a", 2, addr1, "80")}, map[model.HostPort]string{{Proto: model.TCP, Addr: addr1, Port: 80}: "nginx"},
 			[]string{"a 192.0.2.2 80/tcp"}, []string{"a: port 80/tcp of 192.0.2.1 is held by nginx"}},
-		{"all ports", [][]Want{want("a", 2, any4, "1-65535"), want("b", 1, addr1, "1-65535")}, []Held{{model.TCP, any4, 1, "x"}, {model.TCP, any4, 65535, "y"}},
+		{"all ports", [][]Want{want("a", 2, any4, "1-65535"), want("b", 1, addr1, "1-65535")}, map[model.HostPort]string{{Proto: model.TCP, Port: 1}: "x", {Proto: model.TCP, Port: 65535}: "y"},
 			[]string{"a * 2-65534/tcp"},
 			[]string{"b: port 1-65535/tcp of 192.0.2.1 belongs to service a, which is older", "a: port 1/tcp is held by x", "a: port 65535/tcp is held by y"}},
 	} {
@@ -121,17 +122,16 @@ func TestEveryPortIsDecidedByItself(t *testing.T) {
 		for i := range wants {
 			wants[i].Created = begin.Add(time.Duration(len(wants[i].Service)+int(wants[i].Service[0])%2) * time.Second)
 		}
-		var held []Held
+		held := make(map[model.HostPort]string)
 		for range rapid.IntRange(0, 3).Draw(t, "held") {
-			held = append(held, Held{rapid.SampledFrom(protos).Draw(t, "proto"), rapid.SampledFrom(addrs).Draw(t, "addr"),
-				rapid.Uint16Range(1, 16).Draw(t, "port"), rapid.SampledFrom([]string{"p", "q"}).Draw(t, "process")})
+			at := model.HostPort{Proto: rapid.SampledFrom(protos).Draw(t, "proto"), Addr: rapid.SampledFrom(addrs).Draw(t, "addr"), Port: rapid.Uint16Range(1, 16).Draw(t, "port")}
+			held[at] = "process of " + at.String()
 		}
 		won, lost := Own(wants, held)
-		mixed, also := slices.Clone(wants), slices.Clone(held)
+		mixed := slices.Clone(wants)
 		seed := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		seed.Shuffle(len(mixed), func(i, j int) { mixed[i], mixed[j] = mixed[j], mixed[i] })
-		seed.Shuffle(len(also), func(i, j int) { also[i], also[j] = also[j], also[i] })
-		won2, lost2 := Own(mixed, also)
+		won2, lost2 := Own(mixed, held)
 		if !slices.Equal(won, won2) || !slices.Equal(lost, lost2) {
 			t.Fatalf("the order matters:\n%v\n%v\n%v\n%v", won, won2, lost, lost2)
 		}
@@ -160,9 +160,9 @@ func TestEveryPortIsDecidedByItself(t *testing.T) {
 				for _, w := range have {
 					one := w.cut(span{int(port), int(port)})
 					name := ""
-					for _, h := range held {
-						if h.Proto == proto && h.Port == port && meet(h.Addr, w.Addr) && (name == "" || h.Process < name) {
-							name = h.Process
+					for _, h := range slices.SortedFunc(maps.Keys(held), model.HostPort.Compare) {
+						if h.Proto == proto && h.Port == port && meet(h.Addr, w.Addr) && name == "" {
+							name = held[h]
 						}
 					}
 					if name != "" {
@@ -194,6 +194,14 @@ func TestEveryPortIsDecidedByItself(t *testing.T) {
 			t.Fatalf("lost (-want +got)\n%s", d)
 		}
 	})
+}
+
+func TestHostPorts(t *testing.T) {
+	won, _ := Own(slices.Concat(want("a", 1, addr1, "65534-65535"), want("b", 1, any4, "80/udp")), nil)
+	got := HostPorts(won)
+	if want := []model.HostPort{{Proto: model.TCP, Addr: addr1, Port: 65534}, {Proto: model.TCP, Addr: addr1, Port: 65535}, {Proto: model.UDP, Port: 80}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }
 
 func b2i(b bool) int {

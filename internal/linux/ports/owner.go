@@ -43,7 +43,7 @@ type row struct {
 
 // owners names the process that has each of some ports. What cannot be read is as
 // if it were not there: a name is a help and no more.
-func owners(proc string, ports []Port) map[Port]string {
+func owners(proc string, ports []model.HostPort) map[model.HostPort]string {
 	type at struct {
 		proto model.Proto
 		port  uint16
@@ -65,7 +65,7 @@ func owners(proc string, ports []Port) map[Port]string {
 		})
 		f.Close()
 	}
-	inodes := make(map[Port][]uint64, len(ports))
+	inodes := make(map[model.HostPort][]uint64, len(ports))
 	all := make(map[uint64]string)
 	for _, p := range ports {
 		rs := rows[at{p.Proto, p.Port}]
@@ -79,7 +79,7 @@ func owners(proc string, ports []Port) map[Port]string {
 		}
 	}
 	findProcesses(proc, all)
-	out := make(map[Port]string, len(ports))
+	out := make(map[model.HostPort]string, len(ports))
 	for _, p := range ports {
 		out[p] = unseen
 		for _, inode := range inodes[p] {

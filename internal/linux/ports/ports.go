@@ -1,11 +1,9 @@
 package ports
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,38 +13,6 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 )
-
-// Port is a port of the host.
-type Port struct {
-	Proto model.Proto
-	Addr  netip.Addr // of the host; invalid: all
-	Port  uint16
-}
-
-// String is for people: 80/tcp, or 80/tcp of 192.0.2.1.
-func (p Port) String() string {
-	s := fmt.Sprintf("%d/%s", p.Port, p.Proto)
-	if p.Addr.IsValid() {
-		s += " of " + p.Addr.String()
-	}
-	return s
-}
-
-func compare(a, b Port) int {
-	return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port), a.Addr.Compare(b.Addr))
-}
-
-// TakenError says who has a port. errors.Is finds kernel.ErrTaken in it.
-type TakenError struct {
-	Port    Port
-	Process string // name and id, or that it cannot be seen
-}
-
-// Error implements error.
-func (e *TakenError) Error() string { return fmt.Sprintf("port %s is held by %s", e.Port, e.Process) }
-
-// Unwrap implements what errors.Is uses.
-func (e *TakenError) Unwrap() error { return kernel.ErrTaken }
 
 // backlog is how many connections may wait to be reset. None should come at all.
 const backlog = 16
@@ -59,7 +25,7 @@ type Holder struct {
 
 	// mu guards what follows. Rank 1: nothing else is locked while it is held.
 	mu     sync.Mutex
-	held   map[Port]socket
+	held   map[model.HostPort]socket
 	live   map[int32]int32 // descriptor to serial number, of sockets that accept
 	serial int32
 	epoll  int
@@ -75,7 +41,7 @@ type socket struct {
 // New makes a Holder that holds nothing. proc is where /proc is, of the process
 // namespace in which owners of ports are looked for. Close ends it.
 func New(proc string) (*Holder, error) {
-	h := &Holder{proc: proc, done: make(chan struct{}), held: make(map[Port]socket), live: make(map[int32]int32)}
+	h := &Holder{proc: proc, done: make(chan struct{}), held: make(map[model.HostPort]socket), live: make(map[int32]int32)}
 	var err error
 	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("hold ports: epoll: %w", err)
@@ -95,13 +61,13 @@ func New(proc string) (*Holder, error) {
 // returns what cannot be had, by port, and can be called again at any time to try
 // once more:
 //
-//   - *TakenError: someone has it;
+//   - *kernel.TakenError: someone has it;
 //   - kernel.ErrNotExist: the host does not have the address;
 //   - kernel.ErrUnsupported: the kernel does not have the protocol, nor has anybody
 //     such a port then;
 //   - any other: of the system, such as too many open files.
-func (h *Holder) Set(want []Port) map[Port]error {
-	wanted := make(map[Port]bool, len(want))
+func (h *Holder) Set(want []model.HostPort) map[model.HostPort]error {
+	wanted := make(map[model.HostPort]bool, len(want))
 	for _, p := range want {
 		wanted[p] = true
 	}
@@ -110,15 +76,15 @@ func (h *Holder) Set(want []Port) map[Port]error {
 	if h.closed {
 		wanted = nil
 	}
-	failed := make(map[Port]error)
+	failed := make(map[model.HostPort]error)
 	for p, s := range h.held {
 		if wanted[p] {
 			continue
 		}
 		h.releaseLocked(p, s)
 	}
-	var taken []Port
-	for _, p := range slices.SortedFunc(maps.Keys(wanted), compare) {
+	var taken []model.HostPort
+	for _, p := range slices.SortedFunc(maps.Keys(wanted), model.HostPort.Compare) {
 		if _, ok := h.held[p]; ok {
 			continue
 		}
@@ -139,17 +105,17 @@ func (h *Holder) Set(want []Port) map[Port]error {
 	}
 	if len(taken) > 0 {
 		for p, process := range owners(h.proc, taken) {
-			failed[p] = &TakenError{p, process}
+			failed[p] = &kernel.TakenError{Port: p, Process: process}
 		}
 	}
 	return failed
 }
 
 // Held is the ports that are held, sorted.
-func (h *Holder) Held() []Port {
+func (h *Holder) Held() []model.HostPort {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(h.held), compare)
+	return slices.SortedFunc(maps.Keys(h.held), model.HostPort.Compare)
 }
 
 // Missed is how many connections have come to the sockets since New.
@@ -178,7 +144,7 @@ func (h *Holder) Close() error {
 
 // releaseLocked closes a socket; that takes it out of epoll as well. An error of
 // close(2) on a socket says nothing that could be acted on: the descriptor is gone.
-func (h *Holder) releaseLocked(p Port, s socket) {
+func (h *Holder) releaseLocked(p model.HostPort, s socket) {
 	delete(h.live, int32(s.fd))
 	delete(h.held, p)
 	_ = unix.Close(s.fd)
@@ -237,7 +203,7 @@ func (h *Holder) reset(fd, serial int32) {
 }
 
 // open makes the socket that holds a port.
-func open(p Port) (socket, error) {
+func open(p model.HostPort) (socket, error) {
 	kind := unix.SOCK_STREAM
 	if p.Proto == model.UDP {
 		kind = unix.SOCK_DGRAM
@@ -260,7 +226,7 @@ func open(p Port) (socket, error) {
 }
 
 // claim binds a socket to its port.
-func claim(s socket, p Port) error {
+func claim(s socket, p model.HostPort) error {
 	switch p.Proto {
 	case model.TCP:
 		// Connections that a former life of the port has left do not count; another

@@ -28,6 +28,10 @@ var (
 	second     = netip.MustParseAddr("127.0.0.2") // all of 127.0.0.0/8 is of lo
 )
 
+func at(proto model.Proto, addr netip.Addr, port uint16) model.HostPort {
+	return model.HostPort{Proto: proto, Addr: addr, Port: port}
+}
+
 // holding is a Holder in a namespace of its own.
 type holding struct {
 	*Holder
@@ -49,18 +53,18 @@ func start(t *testing.T) holding {
 	return holding{h, netnstest.New(t)}
 }
 
-func (h holding) set(want ...Port) (failed map[Port]error) {
+func (h holding) set(want ...model.HostPort) (failed map[model.HostPort]error) {
 	h.ns.Must(func() error { failed = h.Set(want); return nil })
 	return failed
 }
 
 // must sets ports of which all can be had.
-func (h holding) must(t *testing.T, want ...Port) {
+func (h holding) must(t *testing.T, want ...model.HostPort) {
 	t.Helper()
 	if failed := h.set(want...); len(failed) > 0 {
 		t.Fatalf("not held: %v", failed)
 	}
-	slices.SortFunc(want, compare)
+	slices.SortFunc(want, model.HostPort.Compare)
 	if got := h.Held(); !slices.Equal(got, want) {
 		t.Fatalf("held %v, want %v", got, want)
 	}
@@ -101,7 +105,7 @@ func (h holding) listen(o option, network, addr string) (c io.Closer, err error)
 
 func TestNobodyElseGetsAHeldPort(t *testing.T) {
 	h := start(t)
-	h.must(t, Port{model.TCP, everywhere, 80}, Port{model.UDP, everywhere, 80}, Port{model.TCP, loopback, 81}, Port{model.UDP, loopback, 81})
+	h.must(t, at(model.TCP, everywhere, 80), at(model.UDP, everywhere, 80), at(model.TCP, loopback, 81), at(model.UDP, loopback, 81))
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, c := range []struct {
 			network, addr string
@@ -125,7 +129,7 @@ func TestNobodyElseGetsAHeldPort(t *testing.T) {
 
 func TestWhatComesIsResetAndCounted(t *testing.T) {
 	h := start(t)
-	h.must(t, Port{model.TCP, everywhere, 80}, Port{model.UDP, everywhere, 80})
+	h.must(t, at(model.TCP, everywhere, 80), at(model.UDP, everywhere, 80))
 	const times = 100 // more than waits at a socket, so that run has to go on
 	for range times {
 		h.ns.Must(func() error {
@@ -164,7 +168,7 @@ func TestWhatComesIsResetAndCounted(t *testing.T) {
 	})
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if n, err := unix.IoctlGetInt(h.held[Port{model.UDP, everywhere, 80}].fd, unix.SIOCINQ); err != nil || n != 0 {
+	if n, err := unix.IoctlGetInt(h.held[at(model.UDP, everywhere, 80)].fd, unix.SIOCINQ); err != nil || n != 0 {
 		t.Errorf("%d octets wait at the UDP socket, %v", n, err)
 	}
 }
@@ -174,19 +178,19 @@ func TestAPortThatIsTakenSaysByWhom(t *testing.T) {
 	self := fmt.Sprintf("(pid %d)", os.Getpid())
 	for _, c := range []struct {
 		network, addr string
-		want          Port
+		want          model.HostPort
 		taken         bool
 	}{
-		{"tcp4", "0.0.0.0:90", Port{model.TCP, everywhere, 90}, true},
-		{"tcp4", "127.0.0.1:90", Port{model.TCP, everywhere, 90}, true},
-		{"tcp4", "0.0.0.0:90", Port{model.TCP, loopback, 90}, true},
-		{"tcp4", "127.0.0.1:90", Port{model.TCP, second, 90}, false},
-		{"tcp", "[::]:90", Port{model.TCP, loopback, 90}, true},
-		{"tcp6", "[::]:90", Port{model.TCP, everywhere, 90}, false},
-		{"udp4", "0.0.0.0:90", Port{model.UDP, everywhere, 90}, true},
-		{"udp", "[::]:90", Port{model.UDP, everywhere, 90}, true},
-		{"udp4", "127.0.0.1:90", Port{model.UDP, loopback, 90}, true},
-		{"udp4", "127.0.0.1:90", Port{model.TCP, loopback, 90}, false},
+		{"tcp4", "0.0.0.0:90", at(model.TCP, everywhere, 90), true},
+		{"tcp4", "127.0.0.1:90", at(model.TCP, everywhere, 90), true},
+		{"tcp4", "0.0.0.0:90", at(model.TCP, loopback, 90), true},
+		{"tcp4", "127.0.0.1:90", at(model.TCP, second, 90), false},
+		{"tcp", "[::]:90", at(model.TCP, loopback, 90), true},
+		{"tcp6", "[::]:90", at(model.TCP, everywhere, 90), false},
+		{"udp4", "0.0.0.0:90", at(model.UDP, everywhere, 90), true},
+		{"udp", "[::]:90", at(model.UDP, everywhere, 90), true},
+		{"udp4", "127.0.0.1:90", at(model.UDP, loopback, 90), true},
+		{"udp4", "127.0.0.1:90", at(model.TCP, loopback, 90), false},
 	} {
 		for _, o := range options {
 			name := fmt.Sprintf("%s %s with %s, and %s", c.network, c.addr, o.name, c.want)
@@ -195,7 +199,7 @@ func TestAPortThatIsTakenSaysByWhom(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			err = h.set(c.want)[c.want]
-			var taken *TakenError
+			var taken *kernel.TakenError
 			if !c.taken {
 				if err != nil {
 					t.Errorf("%s: %v", name, err)
@@ -219,7 +223,7 @@ func TestAnOwnerThatCannotBeSeen(t *testing.T) {
 	}
 	defer l.Close()
 	h.proc = t.TempDir()
-	p := Port{model.TCP, everywhere, 90}
+	p := at(model.TCP, everywhere, 90)
 	if err := h.set(p)[p]; err == nil || err.Error() != "port 90/tcp is held by "+unseen {
 		t.Errorf("got %v", err)
 	}
@@ -227,7 +231,7 @@ func TestAnOwnerThatCannotBeSeen(t *testing.T) {
 
 func TestSetIsAboutDifferences(t *testing.T) {
 	h := start(t)
-	all, one, two := Port{model.TCP, everywhere, 80}, Port{model.TCP, loopback, 80}, Port{model.TCP, second, 80}
+	all, one, two := at(model.TCP, everywhere, 80), at(model.TCP, loopback, 80), at(model.TCP, second, 80)
 	h.must(t, all)
 	before := h.held[all]
 	h.must(t, all)
@@ -253,15 +257,15 @@ func TestSetIsAboutDifferences(t *testing.T) {
 
 func TestWhatCannotBeHeldIsToldByPort(t *testing.T) {
 	h := start(t)
-	far, six, odd := Port{model.TCP, netip.MustParseAddr("192.0.2.1"), 80}, Port{model.UDP, netip.IPv6Loopback(), 80}, Port{"icmp", everywhere, 80}
-	near := Port{model.UDP, everywhere, 80}
+	far, six, odd := at(model.TCP, netip.MustParseAddr("192.0.2.1"), 80), at(model.UDP, netip.IPv6Loopback(), 80), at("icmp", everywhere, 80)
+	near := at(model.UDP, everywhere, 80)
 	failed := h.set(far, six, odd, near)
-	for p, want := range map[Port]error{far: kernel.ErrNotExist, six: kernel.ErrUnsupported, odd: kernel.ErrUnsupported} {
+	for p, want := range map[model.HostPort]error{far: kernel.ErrNotExist, six: kernel.ErrUnsupported, odd: kernel.ErrUnsupported} {
 		if !errors.Is(failed[p], want) || !strings.Contains(failed[p].Error(), p.String()) {
 			t.Errorf("%s: %v", p, failed[p])
 		}
 	}
-	if len(failed) != 3 || !slices.Equal(h.Held(), []Port{near}) {
+	if len(failed) != 3 || !slices.Equal(h.Held(), []model.HostPort{near}) {
 		t.Errorf("failed %v, held %v", failed, h.Held())
 	}
 }
@@ -269,7 +273,7 @@ func TestWhatCannotBeHeldIsToldByPort(t *testing.T) {
 // TestSCTP holds a port where the kernel has SCTP, and says so where it has not.
 func TestSCTP(t *testing.T) {
 	h := start(t)
-	p := Port{model.SCTP, everywhere, 80}
+	p := at(model.SCTP, everywhere, 80)
 	failed := h.set(p)
 	if errors.Is(failed[p], kernel.ErrUnsupported) {
 		t.Logf("this kernel has no SCTP: %v", failed[p])
@@ -283,8 +287,8 @@ func TestSCTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	var again map[Port]error
-	h.ns.Must(func() error { again = other.Set([]Port{p}); return nil })
+	var again map[model.HostPort]error
+	h.ns.Must(func() error { again = other.Set([]model.HostPort{p}); return nil })
 	if !errors.Is(again[p], kernel.ErrTaken) || !strings.Contains(again[p].Error(), "ports.test") {
 		t.Errorf("a second one: %v", again)
 	}
@@ -293,9 +297,9 @@ func TestSCTP(t *testing.T) {
 // TestARangeOfAThousandAndItsEnd: what was opened is closed, by Set and by Close.
 func TestARangeOfAThousandAndItsEnd(t *testing.T) {
 	h := start(t)
-	var want []Port
+	var want []model.HostPort
 	for i := range uint16(1000) {
-		want = append(want, Port{model.TCP, everywhere, 20000 + i}, Port{model.UDP, everywhere, 20000 + i})
+		want = append(want, at(model.TCP, everywhere, 20000+i), at(model.UDP, everywhere, 20000+i))
 	}
 	before := descriptors(t)
 	h.must(t, want...)

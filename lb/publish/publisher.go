@@ -1,0 +1,172 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/lb/ingress"
+)
+
+// Sockets holds ports of the host; internal/linux/ports does.
+type Sockets interface {
+	// Set holds these ports and no others, and returns what cannot be had: with a
+	// *kernel.TakenError where someone has it, kernel.ErrNotExist where the host
+	// lacks the address, kernel.ErrUnsupported where the kernel lacks the protocol.
+	Set(want []model.HostPort) map[model.HostPort]error
+	// Missed counts connections that have come to a socket, past the rules.
+	Missed() uint64
+}
+
+// Config is what a Publisher is made of.
+type Config struct {
+	View    func() model.View // the newest view; must not block
+	Sockets Sockets
+	// Taken is told of each change of what processes have; see model.View.Taken.
+	Taken func(map[model.HostPort]string)
+	Log   *slog.Logger
+}
+
+// retry is between two looks without news, in which ports that could not be had are
+// tried again: what is wrong in the kernel is mended within 5 s.
+const retry = 5 * time.Second
+
+// viewGap is between two looks at views: each new one has to be made, which a node
+// with ten thousand endpoints around it feels.
+const viewGap = 250 * time.Millisecond
+
+// Publisher holds published ports. Its methods may be called from any goroutine,
+// Run only once.
+type Publisher struct {
+	cfg   Config
+	woken chan struct{} // capacity 1: a pending "look again"
+
+	// Of Run alone:
+	held   []ingress.Port // that were set last
+	missed uint64         // that was told last
+
+	// mu guards what follows. Rank: nothing else is locked while it is held.
+	mu     sync.Mutex
+	failed map[model.HostPort]error
+}
+
+// New makes a Publisher; Run starts it.
+func New(cfg Config) *Publisher { return &Publisher{cfg: cfg, woken: make(chan struct{}, 1)} }
+
+// Wake says that the view has changed. It does not wait.
+func (p *Publisher) Wake() {
+	select {
+	case p.woken <- struct{}{}:
+	default:
+	}
+}
+
+// Failed says which published ports are not held here, and why. An address that
+// this host does not have is no failure: a service may name those of many hosts.
+func (p *Publisher) Failed() map[model.HostPort]error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.failed)
+}
+
+// Run works until ctx ends. The ports stay held: they go with the process.
+func (p *Publisher) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var woken <-chan struct{} // nil while a look is near anyway
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-woken:
+			timer.Reset(viewGap) // the first of many: the rest is waited for
+			woken = nil
+			continue
+		case <-timer.C:
+		}
+		woken = p.woken
+		p.look()
+		timer.Reset(retry)
+	}
+}
+
+// look sets the ports by the newest view.
+func (p *Publisher) look() {
+	v := p.cfg.View()
+	won, _ := ingress.Own(ingress.Wants(v), nil)
+	if v.Partial {
+		for _, had := range p.held {
+			if !slices.Contains(won, had) {
+				won = append(won, had)
+			}
+		}
+	}
+	p.mu.Lock()
+	before := p.failed
+	p.mu.Unlock()
+	if !slices.Equal(won, p.held) || len(before) > 0 {
+		p.set(won, before)
+	}
+	if n := p.cfg.Sockets.Missed(); n != p.missed {
+		p.cfg.Log.Warn("connections to published ports have missed the rules, and were reset", "op", count(n-p.missed, "connections"))
+		p.missed = n
+	}
+}
+
+// set sets ports, and tells what has changed in what cannot be had.
+func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
+	failed := p.cfg.Sockets.Set(ingress.HostPorts(won))
+	p.held = won
+	taken := make(map[model.HostPort]string)
+	for port, err := range failed {
+		var t *kernel.TakenError
+		switch {
+		case errors.Is(err, kernel.ErrNotExist):
+			delete(failed, port)
+			continue
+		case errors.As(err, &t):
+			taken[port] = t.Process
+		case !errors.Is(err, kernel.ErrUnsupported): // of which nobody has a port
+			taken[port] = "nobody: " + err.Error()
+		}
+	}
+	p.mu.Lock()
+	p.failed = failed
+	p.mu.Unlock()
+	p.cfg.Taken(taken)
+	p.log(before, failed)
+}
+
+func count(n uint64, of string) string { return fmt.Sprintf("%d %s", n, of) }
+
+// log tells what is new, in one line for each reason: a range may fail as a whole.
+func (p *Publisher) log(before, now map[model.HostPort]error) {
+	news, sample := 0, model.HostPort{}
+	for _, port := range slices.SortedFunc(maps.Keys(now), model.HostPort.Compare) {
+		if was := before[port]; was == nil || was.Error() != now[port].Error() {
+			if news == 0 {
+				sample = port
+			}
+			news++
+		}
+	}
+	if news > 0 {
+		p.cfg.Log.Error("published ports cannot be held on this node, will be retried; the first is told", "op", count(uint64(news), "ports"), "err", now[sample])
+	}
+	mended := 0
+	for port := range before {
+		if now[port] == nil {
+			mended++
+		}
+	}
+	if mended > 0 {
+		p.cfg.Log.Info("published ports that could not be held are held, or are wanted no more", "op", count(uint64(mended), "ports"))
+	}
+}
