@@ -246,7 +246,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: Allow, Default: "all", Allowed: "up to 64 IPv4 prefixes or addresses like 10.0.0.0/8;192.0.2.7",
-			Doc: "The clients that `" + Publish + "` answers, by their addresses as the node sees them. To all others, the port is silent."},
+			Doc: "The clients outside of the node that `" + Publish + "` answers, by their addresses as the node sees them. To others the port is silent."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Allow, err = model.ParsePrefixes(v)
 			return err

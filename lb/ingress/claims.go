@@ -115,6 +115,22 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 	return out, errs
 }
 
+// Claimed are the entries of a network whose claims hold: a node that shares its
+// address or its number with one of a smaller id is about to take another, and has
+// none until then. No two of the result have anything in common.
+func Claimed(v model.View, id model.NetworkID) map[model.NodeID]model.Entry {
+	out := make(map[model.NodeID]model.Entry, len(v.Entries[id]))
+	addrs, numbers := make(map[netip.Addr]bool), make(map[uint16]bool)
+	for _, node := range slices.Sorted(maps.Keys(v.Entries[id])) {
+		e := v.Entries[id][node]
+		if !addrs[e.Addr] && !numbers[e.Number] && e.Number != 0 && e.Number <= maxNumber && e.VTEP.IsValid() && usable(v, id, e.Addr) {
+			out[node] = e
+		}
+		addrs[e.Addr], numbers[e.Number] = true, true
+	}
+	return out
+}
+
 func noRoom(n model.Network) error {
 	if _, ok := pool.NodeRange(n.Subnet); !ok {
 		return fmt.Errorf("network %s has no addresses for nodes that publish ports: its subnet %s is smaller than a /24; make the network with a larger one", n.ID.Short(), n.Subnet)

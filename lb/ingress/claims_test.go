@@ -122,6 +122,24 @@ func TestClaimsMeetAndTheSmallerIDKeeps(t *testing.T) {
 	}
 }
 
+func TestOnlyClaimsThatHoldCount(t *testing.T) {
+	s := newSwarm("10.255.0.0/20")
+	v := s.view("n9")
+	at := func(last byte, number uint16) model.Entry {
+		return model.Entry{Addr: netip.AddrFrom4([4]byte{10, 255, 15, last}), Number: number, VTEP: netip.MustParseAddr("192.0.2.1")}
+	}
+	without := at(7, 7)
+	without.VTEP = netip.Addr{}
+	v.Entries["net0"] = map[model.NodeID]model.Entry{
+		"n1": at(1, 1), "n2": at(1, 2), "n3": at(3, 2), "n4": at(4, 4), "n5": at(255, 5), "n6": at(6, 0), "n7": without,
+		"n8": {Addr: netip.MustParseAddr("10.255.0.8"), Number: 8, VTEP: at(0, 0).VTEP},
+	}
+	// n3 has what n2 is about to leave, but nobody can tell whether n2 has.
+	if got, want := Claimed(v, "net0"), (map[model.NodeID]model.Entry{"n1": at(1, 1), "n4": at(4, 4)}); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestANetworkIsFull(t *testing.T) {
 	s := newSwarm("192.168.0.0/24")
 	for i := range 15 {

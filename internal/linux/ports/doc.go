@@ -21,7 +21,8 @@
 // # Limits
 //
 //   - Be aware: one socket, and so one descriptor, for each port. Ranges are made of
-//     ports to the kernel; a socket that listens takes some 3 KiB of its memory.
+//     ports to the kernel; a socket that listens takes some 3 KiB of its memory. They
+//     take half of the descriptors that the process may have, and no more.
 //   - IPv4 only. A process may still have a port of IPv6 alone.
 //   - A port of the range from which the kernel chooses (ip_local_port_range) may be
 //     had by some client for as long as its connection lasts.

@@ -20,6 +20,7 @@ const backlog = 16
 // Holder holds ports. Its methods may be called from any goroutine.
 type Holder struct {
 	proc   string
+	max    int // how many ports it holds at most
 	missed atomic.Uint64
 	done   chan struct{} // closed when run has ended
 
@@ -41,7 +42,14 @@ type socket struct {
 // New makes a Holder that holds nothing. proc is where /proc is, of the process
 // namespace in which owners of ports are looked for. Close ends it.
 func New(proc string) (*Holder, error) {
-	h := &Holder{proc: proc, done: make(chan struct{}), held: make(map[model.HostPort]socket), live: make(map[int32]int32)}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return nil, fmt.Errorf("hold ports: ask how many files may be open: %w", err)
+	}
+	// Half of the descriptors stay with the rest of the process, which needs some
+	// dozens, and more for each client; nobody has as many as half of all numbers.
+	most := int(min(files.Cur/2, 1<<30))
+	h := &Holder{proc: proc, max: most, done: make(chan struct{}), held: make(map[model.HostPort]socket), live: make(map[int32]int32)}
 	var err error
 	if h.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("hold ports: epoll: %w", err)
@@ -86,6 +94,10 @@ func (h *Holder) Set(want []model.HostPort) map[model.HostPort]error {
 	var taken []model.HostPort
 	for _, p := range slices.SortedFunc(maps.Keys(wanted), model.HostPort.Compare) {
 		if _, ok := h.held[p]; ok {
+			continue
+		}
+		if len(h.held) >= h.max {
+			failed[p] = fmt.Errorf("hold port %s: %w: %d are held, half of the files that this process may open", p, unix.EMFILE, h.max)
 			continue
 		}
 		s, err := open(p)

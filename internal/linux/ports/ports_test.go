@@ -323,6 +323,20 @@ func TestARangeOfAThousandAndItsEnd(t *testing.T) {
 	}
 }
 
+func TestDescriptorsAreLeftToOthers(t *testing.T) {
+	h := start(t)
+	h.max = 3
+	var want []model.HostPort
+	for i := range uint16(5) {
+		want = append(want, at(model.UDP, everywhere, 80+i))
+	}
+	failed := h.set(want...)
+	if len(failed) != 2 || len(h.Held()) != 3 || !errors.Is(failed[want[4]], unix.EMFILE) {
+		t.Errorf("held %v, not %v", h.Held(), failed)
+	}
+	h.must(t, want[3:]...)
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	l, err := os.ReadDir("/proc/self/fd")
