@@ -47,7 +47,7 @@ func New(proc string) (*Holder, error) {
 		return nil, fmt.Errorf("hold ports: ask how many files may be open: %w", err)
 	}
 	// Half of the descriptors stay with the rest of the process, which needs some
-	// dozens, and more for each client; nobody has as many as half of all numbers.
+	// dozens. RLIM_INFINITY is more than an int holds on some machines.
 	most := int(min(files.Cur/2, 1<<30))
 	h := &Holder{proc: proc, max: most, done: make(chan struct{}), held: make(map[model.HostPort]socket), live: make(map[int32]int32)}
 	var err error
