@@ -29,6 +29,14 @@ func TestLinuxWithTablesKeepsContract(t *testing.T) {
 	})
 }
 
+func TestLinuxWithMeshKeepsContract(t *testing.T) {
+	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject {
+		netnstest.Need(t, netnstest.NFTables)
+		k, w := newHost(t, nft.Tables{})
+		return kerneltest.Subject{Kernel: k, World: w, Tables: true, Mesh: true}
+	})
+}
+
 // With all there is. A kernel that has ip_vs and no ipip is not known.
 func TestLinuxWithIPVSAndTunnelsKeepsContract(t *testing.T) {
 	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject {

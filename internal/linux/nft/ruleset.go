@@ -14,14 +14,19 @@ import (
 )
 
 // ruleset is the fixed part of a table: all of it but the elements of its sets
-// and the chains of single VIPs.
+// and the chains of single objects, such as VIPs.
 type ruleset struct {
 	family nftables.TableFamily
 	table  string
 	sets   []set
 	chains []chain
 	rules  []rule
+	// single says which other chains are those of single objects; nil: there are none.
+	single func(name string) bool
 }
+
+// isSingle reports whether a chain is that of a single object.
+func (rs ruleset) isSingle(name string) bool { return rs.single != nil && rs.single(name) }
 
 // set is a named set, or a map if it has data.
 type set struct {
@@ -163,6 +168,7 @@ func icmpType(reg uint32) expr.Any   { return load(expr.PayloadBaseTransportHead
 // Fields of the packet that an ICMP error quotes: behind 8 octets of ICMP an
 // IPv4 header, taken to be 20 octets, and the ports.
 func quotedProtocol(reg uint32) expr.Any { return load(expr.PayloadBaseTransportHeader, 8+9, 1, reg) }
+func quotedDaddr(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+16, 4, reg) }
 func quotedSport(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+20, 2, reg) }
 func quotedDport(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+22, 2, reg) }
 
