@@ -140,9 +140,10 @@ func taskOf(e model.Endpoint, s model.EngineSnapshot) model.Task {
 
 // Observe takes what a round of the loop tells of this node's endpoints: that
 // the engine has taken a container's end, and that a task's namespace translates
-// its VIP and takes its tunnel's packets. All count only when they were read back
-// from the kernel; unread reports that something was made that has not been. What
-// could not be made is not waited for: the round has told why.
+// its VIP, takes its tunnel's packets, and has what published ports need of it. All
+// count only when they were read back from the kernel; unread reports that something
+// was made that has not been. What could not be made is not waited for: the round
+// has told why.
 func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err error) {
 	// A namespace may hold several endpoints, one for each network of the task;
 	// a translation belongs to the one whose address it leads to.
@@ -153,7 +154,32 @@ func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err 
 	wanted := make(map[site]netip.Addr) // the VIPs
 	done := make(map[site]netip.Addr)
 	tunnels := make(map[site]bool) // whether it was read back
+	meshed, unmeshed := make(map[site]bool), make(map[site]bool)
+	// All that is wanted of a task must be there before entries count on it.
+	mesh := func(at site, k kernel.Key, as func(have any) bool) {
+		if r.Failed[k] != nil {
+			unmeshed[at] = true
+			return
+		}
+		was, asked := meshed[at]
+		meshed[at] = (was || !asked) && as(r.Read[k])
+	}
 	for k, want := range r.Want {
+		switch k := k.(type) {
+		case kernel.TaskMesh:
+			want, _ := want.(kernel.TaskMeshSpec)
+			mesh(site{k.Sandbox, k.Addr}, k, func(have any) bool {
+				is, ok := have.(kernel.TaskMeshSpec)
+				// Default shows in what was read only, where it has moved since.
+				return ok && is.Pool == want.Pool && is.MAC == want.MAC && (is.UDP || !want.UDP)
+			})
+		case kernel.TaskRoute:
+			want, _ := want.(kernel.TaskRouteSpec)
+			mesh(site{k.Sandbox, k.Addr}, k, func(have any) bool {
+				is, ok := have.(kernel.TaskRouteSpec)
+				return ok && is.Gateway == want.Gateway && (is.Loose || !want.Loose)
+			})
+		}
 		if r.Failed[k] != nil {
 			continue
 		}
@@ -181,12 +207,15 @@ func (h *Hub) Observe(ctx context.Context, r reconcile.Round) (unread bool, err 
 			if l, ok := r.Read[pair].(kernel.LinkSpec); ok && e.Phase == model.Joined && l.Peer == "" {
 				e.Phase = model.Taken
 			}
-			e.Prepared, e.Tunnel = done[at], tunnels[at]
+			e.Prepared, e.Tunnel, e.Meshed = done[at], tunnels[at], meshed[at] && !unmeshed[at]
 		}
 		if vip, ok := wanted[at]; ok && e.Prepared != vip {
 			unread = true
 		}
 		if _, ok := tunnels[at]; ok && !e.Tunnel {
+			unread = true
+		}
+		if _, ok := meshed[at]; ok && !e.Meshed && !unmeshed[at] {
 			unread = true
 		}
 		if e != was {

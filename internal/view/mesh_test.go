@@ -10,7 +10,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sluice/internal/kernel"
 	"sluice/internal/model"
+	"sluice/internal/reconcile"
 )
 
 // publishes makes a leader's snapshot one of a swarm in which the service
@@ -264,5 +266,59 @@ func TestTakenPortsAreNewsOnce(t *testing.T) {
 	}
 	if v := a.restarted(t).View(); len(v.Taken) > 0 {
 		t.Errorf("after a restart: %v", v.Taken)
+	}
+}
+
+// TestATaskIsMeshedOnceAllIsReadBack: as translations and tunnels are, and peers
+// are told.
+func TestATaskIsMeshedOnceAllIsReadBack(t *testing.T) {
+	a := fresh(t)
+	must[uint64](t)(a.PutNetwork(t.Context(), network(web)))
+	must[uint64](t)(a.PutEndpoint(t.Context(), endpoint(one, "10.255.0.2", model.Taken)))
+	ok(t, a.SetEngine(t.Context(), swarm("nodeA", "192.168.0.1")))
+	gw := network(web).Gateway
+	tables := kernel.TaskMesh{Sandbox: sandbox(one), Addr: addr("10.255.0.2")}
+	route := kernel.TaskRoute{Sandbox: sandbox(one), Addr: addr("10.255.0.2")}
+	want := kernel.State{tables: kernel.TaskMeshSpec{UDP: true}, route: kernel.TaskRouteSpec{Gateway: gw, Loose: true}}
+	masquerade := kernel.State{tables: kernel.TaskMeshSpec{}}
+	for _, c := range []struct {
+		name           string
+		want, read     kernel.State
+		failed         map[kernel.Key]error
+		meshed, unread bool
+	}{
+		{"not wanted", kernel.State{}, kernel.State{}, nil, false, false},
+		{"not there yet", want, kernel.State{}, nil, false, true},
+		{"half of it", want, kernel.State{tables: kernel.TaskMeshSpec{UDP: true}}, nil, false, true},
+		{"the other half", want, kernel.State{route: kernel.TaskRouteSpec{Gateway: gw, Loose: true}}, nil, false, true},
+		{"both", want, want, nil, true, false},
+		{"a default that has moved since", want, kernel.State{tables: kernel.TaskMeshSpec{UDP: true, Default: gw}, route: want[route]}, nil, true, false},
+		{"not yet for UDP", want, kernel.State{tables: kernel.TaskMeshSpec{}, route: want[route]}, nil, false, true},
+		{"more than is wanted", masquerade, want, nil, true, false},
+		{"from memory only", want, nil, nil, true, true}, // as it was
+		{"half could not be made", want, kernel.State{tables: kernel.TaskMeshSpec{UDP: true}}, map[kernel.Key]error{route: errDisk}, false, false},
+		{"gone again", want, kernel.State{}, nil, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := a.View().Endpoints[one].Meshed
+			r := reconcile.Round{View: a.View(), Want: c.want, Read: c.read, Failed: c.failed}
+			unread := must[bool](t)(a.Observe(t.Context(), r))
+			if c.read == nil {
+				if now := a.View().Endpoints[one].Meshed; now != before {
+					t.Errorf("a round from memory has changed it to %t", now)
+				}
+				return
+			}
+			b := fresh(t)
+			ok(t, b.SetTables(t.Context(), []Table{a.table(true)}))
+			here, there := a.View().Endpoints[one].Meshed, b.View().Remotes[one].Meshed
+			if here != c.meshed || there != c.meshed || unread != c.unread || a.restarted(t).View().Endpoints[one].Meshed != c.meshed {
+				t.Errorf("meshed %t, to others %t, unread %t; want %t, %t", here, there, unread, c.meshed, c.unread)
+			}
+			must[uint64](t)(a.PutEndpoint(t.Context(), endpoint(one, "10.255.0.2", model.Taken)))
+			if a.View().Endpoints[one].Meshed != c.meshed {
+				t.Error("a verb has undone it")
+			}
+		})
 	}
 }

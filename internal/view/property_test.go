@@ -45,6 +45,7 @@ func play(t *rapid.T, n *node) {
 		for id := range v.Endpoints {
 			r.Want[kernel.TaskVIP{Sandbox: v.Endpoints[id].Sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: v.Endpoints[id].Addr}
 			r.Want[kernel.TaskTunnel{Sandbox: v.Endpoints[id].Sandbox, Addr: v.Endpoints[id].Addr}] = kernel.TaskTunnelSpec{}
+			r.Want[kernel.TaskMesh{Sandbox: v.Endpoints[id].Sandbox, Addr: v.Endpoints[id].Addr}] = kernel.TaskMeshSpec{}
 		}
 		_, err := n.Observe(t.Context(), r)
 		ok(t, err)
@@ -66,6 +67,9 @@ func found(t *rapid.T, v model.View) kernel.State {
 		}
 		if known && rapid.Bool().Draw(t, "translation") {
 			s[kernel.TaskVIP{Sandbox: e.Sandbox, VIP: vip}] = kernel.TaskVIPSpec{Addr: e.Addr}
+		}
+		if known && rapid.Bool().Draw(t, "mesh") {
+			s[kernel.TaskMesh{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskMeshSpec{}
 		}
 		if known && rapid.Bool().Draw(t, "tunnel") {
 			s[kernel.TaskTunnel{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskTunnelSpec{}
