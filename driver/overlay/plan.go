@@ -1,7 +1,9 @@
 package overlay
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 
 	"sluice/internal/kernel"
 	"sluice/internal/model"
@@ -24,6 +26,10 @@ const (
 	HostEndPrefix      = "slv"
 	TaskEndPrefix      = "slc"
 	LocalTaskEndPrefix = "sll"
+	// MeshName is the network's end of the pair that published ports come in by, and
+	// MeshPrefix begins the name of the host's end; see lb/ingress.
+	MeshName   = "mesh0"
+	MeshPrefix = "slm"
 	// TaskDevPrefix is what the engine names the device inside the container: eth0, eth1, …
 	TaskDevPrefix = "eth"
 )
@@ -51,6 +57,9 @@ func TaskEnd(n model.Network, id model.EndpointID) string {
 	return TaskEndPrefix + id.Short()
 }
 
+// MeshEnd is the name of the host's end of the pair that published ports come in by.
+func MeshEnd(n model.Network) string { return MeshPrefix + n.ID.Short() }
+
 // RouterMAC is the MAC of a network's bridge: derived from the gateway's
 // address, and thus the same on every node and for every life of the node, so
 // that no neighbour entry in a container goes stale.
@@ -77,19 +86,27 @@ func Plan(v model.View, want kernel.State) {
 		}
 	}
 	ways := make(map[netip.Addr]kernel.Value) // one value for each node, which all its endpoints share
-	all := make([]peer, 0, len(v.Remotes))    // never grows: pointers into it stay good
+	wayTo := func(vtep netip.Addr) kernel.Value {
+		way := ways[vtep]
+		if way == nil {
+			way = kernel.FDBSpec{VTEP: vtep}
+			ways[vtep] = way
+		}
+		return way
+	}
+	all := make([]peer, 0, len(v.Remotes)) // never grows: pointers into it stay good
 	for id, r := range v.Remotes {
 		l := lans[r.Network]
 		if l == nil || l.byAddr == nil || !r.VTEP.IsValid() || r.VTEP == v.Self.VTEP {
 			continue
 		}
-		way := ways[r.VTEP]
-		if way == nil {
-			way = kernel.FDBSpec{VTEP: r.VTEP}
-			ways[r.VTEP] = way
-		}
-		all = append(all, peer{id, r.Task.Ready, way, r.Addr, r.MAC})
+		all = append(all, peer{id: id, ready: r.Task.Ready, way: wayTo(r.VTEP), addr: r.Addr, mac: r.MAC})
 		claim(l.byAddr, r.Addr, &all[len(all)-1])
+	}
+	for id, es := range v.Entries {
+		if l := lans[id]; l != nil && l.byAddr != nil {
+			l.entries(v.Self, es, wayTo)
+		}
 	}
 	for _, l := range lans {
 		l.remote(want)
@@ -116,10 +133,11 @@ type peer struct {
 	way   kernel.Value // kernel.FDBSpec
 	addr  netip.Addr
 	mac   model.MAC
+	entry bool // no endpoint: the node itself
 }
 
-// claim gives at to p, unless one has it that wins over p: an endpoint of this
-// node, then the one in service, then the smaller id. Two records may speak of
+// claim gives at to p, unless one has it that wins over p: one of this node, then
+// an endpoint, then the one in service, then the smaller id. Two records may speak of
 // one address while it moves from task to task; all nodes choose alike.
 func claim[K comparable](winners map[K]*peer, at K, p *peer) {
 	w, taken := winners[at]
@@ -127,6 +145,10 @@ func claim[K comparable](winners map[K]*peer, at K, p *peer) {
 	case !taken:
 	case w == nil:
 		return
+	case p.entry != w.entry:
+		if p.entry {
+			return
+		}
 	case p.ready != w.ready:
 		if w.ready {
 			return
@@ -206,6 +228,34 @@ func (l *lan) endpoint(id model.EndpointID, e model.Endpoint, want kernel.State)
 	}
 }
 
+// entries adds the other nodes that published ports lead into the network by: each
+// has an address there, to which tasks answer. Of nodes with one address the
+// smallest id has it, as in lb/ingress, which plans this node's own; others'
+// endpoints go before others' claims. All are let in, for those that have no
+// address now are about to take another.
+func (l *lan) entries(self model.Self, es map[model.NodeID]model.Entry, wayTo func(netip.Addr) kernel.Value) {
+	taken := make(map[netip.Addr]bool, len(es))
+	for _, node := range slices.Sorted(maps.Keys(es)) {
+		e := es[node]
+		another := taken[e.Addr]
+		taken[e.Addr] = true
+		if node == self.Node {
+			if !another {
+				l.byAddr[e.Addr] = nil
+				l.ownMAC = append(l.ownMAC, model.MACFor(e.Addr))
+			}
+			continue
+		}
+		if !e.VTEP.IsValid() || e.VTEP == self.VTEP {
+			continue
+		}
+		way := wayTo(e.VTEP)
+		if _, has := l.byAddr[e.Addr]; !another && !has && e.Addr != l.Gateway && l.Subnet.Contains(e.Addr) {
+			l.byAddr[e.Addr] = &peer{way: way, addr: e.Addr, mac: model.MACFor(e.Addr), entry: true}
+		}
+	}
+}
+
 // remote adds what leads to the remote endpoints that have an address. Those
 // with one MAC settle who has it by the same rule.
 func (l *lan) remote(want kernel.State) {
@@ -227,7 +277,7 @@ func (l *lan) remote(want kernel.State) {
 }
 
 // filter lets VXLAN packets in from every node that has an endpoint on a
-// network of ours, and from nobody else: VXLAN itself authenticates no one.
+// network of ours or published ports that lead there, and from nobody else: VXLAN itself authenticates no one.
 func filter(port uint16, ways map[netip.Addr]kernel.Value, want kernel.State) {
 	want[kernel.Filter{}] = kernel.FilterSpec{Port: port}
 	for a := range ways {

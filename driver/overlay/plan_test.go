@@ -124,6 +124,21 @@ func TestPlans(t *testing.T) {
 			[]model.Remote{remote(epB, web, "node2", "192.168.0.2", "10.255.0.3")})},
 		{"one-mac-twice", view([]model.Network{webNet}, nil,
 			[]model.Remote{remote(epB, web, "node2", "192.168.0.2", "10.255.0.3"), chosen})},
+		// Of other nodes, what a node has claimed: like an endpoint. n3 has the address
+		// of n2, n4 that of an endpoint, n5 that of the gateway: they are let in only.
+		{"entries", func() model.View {
+			v := view([]model.Network{webNet}, []model.Endpoint{endpoint(epA, web, "10.255.0.2", model.Taken)},
+				[]model.Remote{remote(epB, web, "n4", "192.168.0.4", "10.255.15.4")})
+			at := func(ip, vtep string) model.Entry { return model.Entry{Addr: addr(ip), Number: 1, VTEP: addr(vtep)} }
+			v.Entries = map[model.NetworkID]map[model.NodeID]model.Entry{
+				web: {
+					"node1": at("10.255.15.1", "192.168.0.1"), "n2": at("10.255.15.2", "192.168.0.2"), "n3": at("10.255.15.2", "192.168.0.3"),
+					"n4": at("10.255.15.4", "192.168.0.4"), "n5": at("10.255.0.1", "192.168.0.5"), "untold": {Addr: addr("10.255.15.6"), Number: 6},
+				},
+				db: {"n2": at("10.255.31.2", "192.168.0.9")},
+			}
+			return v
+		}()},
 		// A network that is not here, and this host under its former name.
 		{"not-for-this-node", view([]model.Network{webNet}, nil,
 			[]model.Remote{remote(epB, db, "node2", "192.168.0.2", "10.255.16.3"), remote(epC, web, "node1-before", "192.168.0.1", "10.255.0.3")})},
@@ -165,6 +180,18 @@ func views() *rapid.Generator[model.View] {
 			}
 		}
 		v := view(nets[:rapid.IntRange(0, 3).Draw(t, "networks")], es, rs)
+		v.Entries = map[model.NetworkID]map[model.NodeID]model.Entry{}
+		for _, id := range []model.NetworkID{web, db, local} {
+			v.Entries[id] = map[model.NodeID]model.Entry{}
+			for _, node := range []model.NodeID{"n0", "node1", "node2"} {
+				if rapid.Bool().Draw(t, "entry") {
+					v.Entries[id][node] = model.Entry{
+						Addr:   addr(rapid.SampledFrom([]string{"10.255.0.2", "10.255.0.4", "10.255.15.2"}).Draw(t, "its address")),
+						Number: 1, VTEP: addr(rapid.SampledFrom([]string{"192.168.0.1", "192.168.0.2"}).Draw(t, "its vtep")),
+					}
+				}
+			}
+		}
 		if rapid.Bool().Draw(t, "no vtep") {
 			v.Self.VTEP = netip.Addr{}
 		}
