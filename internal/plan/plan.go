@@ -4,6 +4,7 @@ import (
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
+	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
 
@@ -15,6 +16,7 @@ func Host(v model.View) kernel.State {
 	// membership instead of the first two, and one object for its own VIP: seven.
 	want := make(kernel.State, 16*len(v.Networks)+2*len(v.Services)+4*len(v.Remotes)+7*len(v.Endpoints))
 	overlay.Plan(v, want)
-	service.Plan(v, want)
+	service.Plan(v, ingress.Balanced(v), want)
+	ingress.Plan(v, want)
 	return want
 }

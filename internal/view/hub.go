@@ -40,6 +40,8 @@ type Config struct {
 	// bytes, for networks that leave it to the nodes. Nil: such networks are not
 	// joined for published ports. It is called with the lock held.
 	MTU func(vtep netip.Addr) (int, error)
+	// MeshPool is model.Self's.
+	MeshPool netip.Prefix
 	// Blank says that records are missing: a first start, or a state file that was
 	// lost. The view is partial then until Settle's conditions are met.
 	Blank bool
@@ -92,7 +94,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		cfg:       cfg,
 		rev:       1,
 		partial:   cfg.Blank,
-		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel},
+		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel, MeshPool: cfg.MeshPool},
 		networks:  make(map[model.NetworkID]model.Network),
 		endpoints: make(map[model.EndpointID]model.Endpoint),
 		tables:    make(map[model.NodeID]*table),

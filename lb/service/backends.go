@@ -29,6 +29,8 @@ type Backend struct {
 	Ready    bool // takes new connections
 	Local    bool // on this node
 	Tunnel   bool // takes packets in IPIP
+	// Meshed is Ready for published ports: they ask other things of the task.
+	Meshed bool
 	// Why is the reason for not being Ready, for people; empty if it is.
 	Why string
 }
@@ -142,6 +144,7 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		b.Weight = min(max(1, cmp.Or(m.Weight, x.Options.Weight)), maxWeight)
 		b.Why = m.unready(x.VIP, x.Mode)
 		b.Ready = b.Why == ""
+		b.Meshed = m.meshed && m.out() == ""
 	}
 	return out
 }

@@ -128,7 +128,7 @@ func ipvsBalancer(ns string, open int, want kernel.State) {
 	}
 }
 
-// ipvsVirtual adds what a service's VIP is on this node. The service of a local
+// ipvsVirtual adds what an address of a service is on this node. The service of a local
 // backend stays while the backend does, ready or not, because its connections are
 // the service's.
 //
@@ -160,7 +160,7 @@ func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 			}
 		}
 		if served {
-			want[kernel.Mark{NS: ns, VIP: x.VIP, Client: w.client, Proto: w.port.Proto, Port: w.port.From}] = kernel.MarkSpec{Mark: w.mark}
+			want[kernel.Mark{NS: ns, VIP: w.vip, Client: w.client, Proto: w.port.Proto, Port: w.port.From}] = kernel.MarkSpec{Mark: w.mark}
 		}
 	}
 }

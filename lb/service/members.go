@@ -26,6 +26,7 @@ type member struct {
 	running  bool       // by the word of its engine
 	leaving  bool       // by that of a manager
 	prepared netip.Addr // the VIP that its namespace translates
+	meshed   bool       // its namespace takes connections of published ports
 	beaten   *member    // by whom, in the claim to its address; see holder
 	next     *member    // of the same place
 }
@@ -39,13 +40,14 @@ type member struct {
 func members(v model.View) []member {
 	all := make([]member, 0, len(v.Endpoints)+len(v.Remotes)) // never grows: pointers into it stay good
 	held := make(map[site]*member, cap(all))
-	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, b Backend) {
+	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, meshed bool, b Backend) {
 		if _, here := v.Networks[network]; !here {
 			return
 		}
 		b.Task = t.ID
 		all = append(all, member{
-			Backend: b, place: place{t.Service, network}, running: t.Ready, leaving: t.Leaving, prepared: prepared,
+			Backend: b, place: place{t.Service, network}, running: t.Ready, leaving: t.Leaving,
+			prepared: prepared, meshed: meshed,
 		})
 		m := &all[len(all)-1]
 		at := site{network, b.Addr}
@@ -59,13 +61,13 @@ func members(v model.View) []member {
 		}
 	}
 	for id, e := range v.Endpoints {
-		add(e.Network, &e.Task, e.Prepared, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Weight: e.Options.Weight, Local: true, Tunnel: e.Tunnel})
+		add(e.Network, &e.Task, e.Prepared, e.Meshed, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Weight: e.Options.Weight, Local: true, Tunnel: e.Tunnel})
 	}
 	for id, r := range v.Remotes {
 		// overlay.Plan makes no way to a node without a VTEP, nor to this one under
 		// another name.
 		if r.VTEP.IsValid() && r.VTEP != v.Self.VTEP {
-			add(r.Network, &r.Task, r.Prepared, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Weight: r.Options.Weight, Tunnel: r.Tunnel})
+			add(r.Network, &r.Task, r.Prepared, r.Meshed, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Weight: r.Options.Weight, Tunnel: r.Tunnel})
 		}
 	}
 	return all
@@ -92,6 +94,17 @@ func (m *member) holder() *member {
 
 // unready says why a member gets no new connections to vip; empty if it does.
 func (m *member) unready(vip netip.Addr, mode string) string {
+	if why := m.out(); why != "" {
+		return why
+	}
+	if vip.IsValid() && m.prepared != vip && mode != NAT {
+		return "being prepared"
+	}
+	return ""
+}
+
+// out says why a member gets no new connections, to whatever address.
+func (m *member) out() string {
 	switch {
 	case m.leaving:
 		return "leaving"
@@ -99,8 +112,6 @@ func (m *member) unready(vip netip.Addr, mode string) string {
 		return "not ready"
 	case m.beaten != nil:
 		return "its address belongs to endpoint " + m.holder().Endpoint.Short()
-	case vip.IsValid() && m.prepared != vip && mode != NAT:
-		return "being prepared"
 	}
 	return ""
 }

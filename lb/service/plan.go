@@ -9,13 +9,14 @@ import (
 )
 
 // Plan adds the balancers of the view's networks and the translations of this
-// node's tasks to want.
-func Plan(v model.View, want kernel.State) {
+// node's tasks to want. Services are balanced at their aliases, too.
+func Plan(v model.View, aliases []Alias, want kernel.State) {
 	all := members(v)
 	xs := virtuals(v, all)
 	owner := owners(v, xs)
 	nets := networks(v, xs)
-	ways := waysToAll(nets, xs, owner)
+	meshed := meshedAt(v, aliases, xs)
+	ways, waysIn := waysToAll(nets, xs, owner, meshed)
 	for _, n := range nets {
 		want[kernel.Sysctl{NS: n.ns, Name: forwarding}] = kernel.SysctlSpec{Value: "0"}
 		if n.by == IPVS {
@@ -35,7 +36,7 @@ func Plan(v model.View, want kernel.State) {
 			want[kernel.Addr{NS: n.ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
 			switch {
 			case n.by == NFT:
-				virtual(n.ns, x, ready, want)
+				virtual(n.ns, x.VIP, x, ready, want)
 			default:
 				ipvsVirtual(n.ns, x, ways[i], want)
 				if x.Mode == NAT {
@@ -46,7 +47,7 @@ func Plan(v model.View, want kernel.State) {
 		for j := range x.Backends {
 			b := &x.Backends[j]
 			if n.by == NFT {
-				alive(n.ns, x, b, owner[site{x.Network, x.VIP}] == i, want)
+				alive(n.ns, x.VIP, x, b, owner[site{x.Network, x.VIP}] == i, want)
 			}
 			if b.Local {
 				task(v.Endpoints[b.Endpoint], x, x.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
@@ -58,6 +59,23 @@ func Plan(v model.View, want kernel.State) {
 		if x := &xs[i]; x.VIP.IsValid() && nets[x.Network].by == IPVS {
 			o := owner[site{x.Network, x.VIP}]
 			ipvsKeep(nets[x.Network].ns, &xs[o], x, ways[o], want)
+		}
+	}
+	for i := range meshed {
+		m := &meshed[i]
+		if n := nets[m.Network]; n.by == NFT {
+			virtual(n.ns, m.at, &m.Virtual, m.Ready(), want)
+			for j := range m.Backends {
+				alive(n.ns, m.at, &m.Virtual, &m.Backends[j], true, want)
+			}
+		} else {
+			ipvsVirtual(n.ns, &m.Virtual, waysIn[i], want)
+			ipvsKeep(n.ns, &m.Virtual, &m.Virtual, waysIn[i], want)
+		}
+	}
+	for _, e := range v.Endpoints {
+		if _, published := Publishes(v, e); published {
+			want[kernel.TaskTable{Sandbox: e.Sandbox}] = kernel.TaskTableSpec{}
 		}
 	}
 	for i := range all {
@@ -98,9 +116,9 @@ func networks(v model.View, xs []Virtual) map[model.NetworkID]*network {
 }
 
 // waysToAll lists the ways to each service, by index, that IPVS balances: those
-// that have their VIP.
-func waysToAll(nets map[model.NetworkID]*network, xs []Virtual, owner map[site]int) [][]way {
-	out := make([][]way, len(xs))
+// that have their VIP, and those at an alias.
+func waysToAll(nets map[model.NetworkID]*network, xs []Virtual, owner map[site]int, meshed []meshedVirtual) (out, aliases [][]way) {
+	out, aliases = make([][]way, len(xs)), make([][]way, len(meshed))
 	all := make(map[model.NetworkID][]*way)
 	for i := range xs {
 		x := &xs[i]
@@ -112,10 +130,16 @@ func waysToAll(nets map[model.NetworkID]*network, xs []Virtual, owner map[site]i
 			all[x.Network] = append(all[x.Network], &out[i][j])
 		}
 	}
+	for i := range meshed {
+		if m := &meshed[i]; nets[m.Network].by == IPVS {
+			aliases[i] = []way{{vip: m.at}}
+			all[m.Network] = append(all[m.Network], &aliases[i][0])
+		}
+	}
 	for _, ways := range all {
 		mark(ways)
 	}
-	return out
+	return out, aliases
 }
 
 // owners says which of the services, by index, has each VIP. Two may claim one
@@ -152,8 +176,9 @@ func balancer(n *network, want kernel.State) {
 	want[kernel.BridgeTable{NS: n.ns}] = spec
 }
 
-// virtual adds what a service's VIP is on this node, if nftables balances it.
-func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
+// virtual adds what an address of a service, its VIP or an alias, is on this node,
+// if nftables balances it.
+func virtual(ns string, at netip.Addr, x *Virtual, ready []Backend, want kernel.State) {
 	scheduler, _ := Scheduler(x, NFT)
 	slots, hashed := Slots(scheduler, x.VIP, ready)
 	if hashed {
@@ -162,21 +187,21 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 		scheduler = RR
 	}
 	ports := x.Options.Ports.List()
-	want[kernel.VIP{NS: ns, IP: x.VIP}] = kernel.VIPSpec{
+	want[kernel.VIP{NS: ns, IP: at}] = kernel.VIPSpec{
 		Scheduler: scheduler, Slots: len(slots),
 		Named: ports != nil, NAT: x.Mode == NAT, OnePacket: x.Options.OnePacket,
 		Persist: x.Options.Persist, PersistBits: x.Options.PersistBits,
 	}
 	for _, p := range ports {
-		want[kernel.Port{NS: ns, VIP: x.VIP, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
+		want[kernel.Port{NS: ns, VIP: at, Proto: p.Proto, Port: p.From}] = kernel.PortSpec{To: p.To}
 	}
 	for i, b := range slots {
-		want[kernel.Slot{NS: ns, VIP: x.VIP, Slot: i}] = kernel.SlotSpec{MAC: ready[b].MAC}
+		want[kernel.Slot{NS: ns, VIP: at, Slot: i}] = kernel.SlotSpec{MAC: ready[b].MAC}
 	}
 	for i := range ready {
 		if b := &ready[i]; b.Local && len(ready) > 1 {
 			next := &ready[(i+1)%len(ready)]
-			want[kernel.Other{NS: ns, VIP: x.VIP, Client: b.Addr}] = kernel.OtherSpec{MAC: next.MAC}
+			want[kernel.Other{NS: ns, VIP: at, Client: b.Addr}] = kernel.OtherSpec{MAC: next.MAC}
 		}
 	}
 }
@@ -184,8 +209,8 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 // alive adds what lets a backend go on with what it serves, if nftables balances.
 // It gets nothing new, not from a client that is kept with it either, if it leaves
 // or if the VIP is another service's by now.
-func alive(ns string, x *Virtual, b *Backend, owner bool, want kernel.State) {
-	want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
+func alive(ns string, at netip.Addr, x *Virtual, b *Backend, owner bool, want kernel.State) {
+	want[kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
 	if x.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}

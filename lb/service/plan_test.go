@@ -119,7 +119,7 @@ func (w world) there(id model.EndpointID, s model.ServiceID, vip netip.Addr, ip 
 
 func planned(v model.View) kernel.State {
 	s := kernel.State{}
-	service.Plan(v, s)
+	service.Plan(v, nil, s)
 	return s
 }
 
