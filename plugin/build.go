@@ -82,6 +82,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	kcfg := linux.Config{NetnsDir: filepath.Join(cfg.HostRun, "netns"), Tables: nft.Tables{}, IPVS: ipvs.New(), Log: log}
 	if local {
 		kcfg.NetnsPrefix, kcfg.LinkPrefix, kcfg.NoFilter = overlay.LocalNetnsPrefix, overlay.LocalTaskEndPrefix, true
+		kcfg.MeshPrefix = overlay.LocalMeshPrefix
 	}
 	if p.kernel, err = linux.New(kcfg); err != nil {
 		return nil, errors.Join(err, p.store.Close())

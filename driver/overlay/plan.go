@@ -28,8 +28,11 @@ const (
 	LocalTaskEndPrefix = "sll"
 	// MeshName is the network's end of the pair that published ports come in by, and
 	// MeshPrefix begins the name of the host's end; see lb/ingress.
-	MeshName   = "mesh0"
-	MeshPrefix = "slm"
+	// Networks of one engine have none; LocalMeshPrefix keeps their plugin's hands off
+	// those of the other.
+	MeshName        = "mesh0"
+	MeshPrefix      = "slm"
+	LocalMeshPrefix = "sln"
 	// TaskDevPrefix is what the engine names the device inside the container: eth0, eth1, …
 	TaskDevPrefix = "eth"
 )

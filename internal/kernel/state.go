@@ -449,9 +449,14 @@ func (v LinkSpec) String() string {
 	}
 	return strings.TrimPrefix(b.String(), " ")
 }
-func (AddrSpec) String() string       { return "" }
-func (v NeighSpec) String() string    { return "lladdr " + v.MAC.String() }
-func (v FDBSpec) String() string      { return "dst " + v.VTEP.String() }
+func (AddrSpec) String() string    { return "" }
+func (v NeighSpec) String() string { return "lladdr " + v.MAC.String() }
+func (v FDBSpec) String() string {
+	if !v.VTEP.IsValid() {
+		return ""
+	}
+	return "dst " + v.VTEP.String()
+}
 func (v FilterSpec) String() string   { return fmt.Sprintf("port %d", v.Port) }
 func (FilterPeerSpec) String() string { return "" }
 func (v BridgeTableSpec) String() string {

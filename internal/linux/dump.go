@@ -106,7 +106,7 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 		// are at worst made again, and making them tells each its own error.
 		k.log.Warn("dump filter", "err", err)
 	}
-	if k.cfg.Tables != nil {
+	if k.cfg.Tables != nil && !k.cfg.NoFilter {
 		t, err := k.cfg.Tables.DumpHost(k.host.fd())
 		if err != nil {
 			return nil, fmt.Errorf("dump host: %w", err)

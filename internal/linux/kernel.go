@@ -80,7 +80,7 @@ type Config struct {
 	// MeshPrefix starts the names of the host's ends of networks; empty means "slm".
 	// Two plugins on one host need different ones.
 	MeshPrefix string
-	// NoFilter leaves the host's chains alone: they belong to another plugin on this
+	// NoFilter leaves the host's chains and tables alone: they belong to another plugin on this
 	// host. Two that share them would undo each other's work.
 	NoFilter bool
 	// Tables changes nftables. Without it, dumps hold no PhaseVIP, PhaseMesh

@@ -33,15 +33,17 @@ type lead struct {
 // open connections do not end because a process or an older service takes a port.
 func leads(v model.View) map[model.NetworkID]*lead {
 	out := make(map[model.NetworkID]*lead)
+	numbers := make(map[uint16]bool) // of this node: two with one are about to have two, as Claims says
 	for _, id := range Entered(v) {
 		n, here := v.Networks[id]
 		if !here || !n.Gateway.Is4() {
 			continue
 		}
 		e, ok := Claimed(v, id)[v.Self.Node]
-		if !ok {
+		if !ok || numbers[e.Number] {
 			continue
 		}
+		numbers[e.Number] = true
 		l := &lead{Network: n, entry: e, block: Block(poolOf(v.Self), e.Number), aliases: make(map[model.ServiceID]netip.Addr)}
 		// Services that publish on other nodes have their places too, so that a label of
 		// this node moves nobody.

@@ -210,7 +210,13 @@ func virtual(ns string, at netip.Addr, x *Virtual, ready []Backend, want kernel.
 // It gets nothing new, not from a client that is kept with it either, if it leaves
 // or if the VIP is another service's by now.
 func alive(ns string, at netip.Addr, x *Virtual, b *Backend, owner bool, want kernel.State) {
-	want[kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
+	key, spec := kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}, kernel.AliveSpec{Drains: !b.Ready || !owner}
+	// While an address moves from task to task, one MAC is two backends' for a moment,
+	// of one service or of two with the VIP: it drains if neither gets anything new.
+	if had, twice := want[key].(kernel.AliveSpec); twice {
+		spec.Drains = spec.Drains && had.Drains
+	}
+	want[key] = spec
 	if x.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}
