@@ -36,7 +36,7 @@ func (o Op) String() string {
 //     for its VXLAN device: the kernel destroys a namespace's devices late, and
 //     until then the VNI would be refused to a new network.
 //   - Translations in a task's namespace are not deleted one by one when its
-//     table goes: the table takes them with it. Nor are the destinations of an
+//     table goes: the table takes them with it. Nor are those of published ports. Nor are the destinations of an
 //     IPVS service that goes.
 //
 // And one makes up for what the kernel does: a VXLAN device whose VNI, port or
@@ -105,16 +105,22 @@ func Diff(have, want State) []Op {
 
 // equal compares a found value with a wanted one. Taken is a word of the plan
 // that no kernel can show; and a container's end that the engine has taken is
-// the task's now, whatever the plan still says of it.
+// the task's now, whatever the plan still says of it. For TaskRouteSpec.Loose, see there.
 func equal(have, want Value) bool {
 	h, ok1 := have.(LinkSpec)
 	w, ok2 := want.(LinkSpec)
 	if ok1 && ok2 {
 		h.Taken = w.Taken
-		if w.Taken || h.Peer == "" {
+		if !w.Kept && (w.Taken || h.Peer == "") {
 			h.Peer, h.PeerMAC = w.Peer, w.PeerMAC
 		}
 		return h == w
+	}
+	if h, ok := have.(TaskRouteSpec); ok {
+		if w, ok := want.(TaskRouteSpec); ok && !w.Loose {
+			h.Loose = false
+			return h == w
+		}
 	}
 	return have == want
 }
@@ -143,7 +149,7 @@ func remade(have, want State) map[Link]bool {
 // dies reports whether the object goes by itself when something else does.
 func dies(have, want State, k Key) bool {
 	switch k := k.(type) {
-	case Netns, Filter, FilterPeer, TaskTable:
+	case Netns, Filter, FilterPeer, Forward, TaskTable:
 		return false
 	case IPVSDest:
 		_, there := have[IPVSService{k.NS, k.Mark}]
@@ -159,6 +165,12 @@ func dies(have, want State, k Key) bool {
 		return tableDies(have, want, k.Sandbox)
 	case TaskPort:
 		return tableDies(have, want, k.Sandbox)
+	case TaskMesh:
+		return tableDies(have, want, k.Sandbox)
+	case MeshNet, MeshPort, MeshMasq, MeshAllow:
+		_, there := have[MeshTable{}]
+		_, wanted := want[MeshTable{}]
+		return there && !wanted
 	}
 	if k.Netns() == "" {
 		return false
@@ -189,11 +201,11 @@ func byPhase(a, b Key) int {
 // rank orders kinds that share a phase.
 func rank(k Key) int {
 	switch k.(type) {
-	case BridgeTable, TaskTable, TaskTunnel, Filter, MarkTable, LiftTable, IPVSTimeouts:
+	case BridgeTable, TaskTable, TaskTunnel, TaskRoute, Filter, MarkTable, LiftTable, BackTable, IPVSTimeouts, MeshTable:
 		return 0
-	case VIP, IPVSService, LiftFrom, LiftTo:
+	case VIP, IPVSService, LiftFrom, LiftTo, Back, MeshNet, MeshMasq, MeshAllow:
 		return 1 // answers have a way before there are any
-	case Mark:
+	case Mark, MeshPort:
 		return 3 // a packet comes to a service that has all its backends
 	}
 	return 2
@@ -217,7 +229,7 @@ func Apply(have State, ops []Op) State {
 		}
 		delete(out, o.Key)
 		switch o.Key.(type) {
-		case Netns, TaskTable, BridgeTable, MarkTable, LiftTable, IPVSService:
+		case Netns, TaskTable, BridgeTable, MarkTable, LiftTable, BackTable, MeshTable, IPVSService:
 			maps.DeleteFunc(out, func(k Key, _ Value) bool { return inside(k, o.Key) })
 		}
 	}
@@ -235,6 +247,16 @@ func inside(k, gone Key) bool {
 			return k.Sandbox == gone.Sandbox
 		case TaskPort:
 			return k.Sandbox == gone.Sandbox
+		case TaskMesh:
+			return k.Sandbox == gone.Sandbox
+		}
+	case BackTable:
+		b, ok := k.(Back)
+		return ok && b.NS == gone.NS
+	case MeshTable:
+		switch k.(type) {
+		case MeshNet, MeshPort, MeshMasq, MeshAllow:
+			return true
 		}
 	case BridgeTable:
 		switch k.(type) {

@@ -35,8 +35,8 @@ type Phase int
 
 // The phases. Addresses come after links; the nftables objects of a namespace,
 // which are changed in one transaction with their deletions, after the
-// addresses they speak for; task namespaces last, because a backend counts as
-// prepared only when all else of it is done.
+// addresses they speak for; then task namespaces, because a backend counts as
+// prepared only when all else of it is done; published ports last, and they go first.
 const (
 	PhaseNetns Phase = iota
 	PhaseSysctl
@@ -48,6 +48,7 @@ const (
 	PhaseFilter
 	PhaseVIP
 	PhaseTask
+	PhaseMesh
 )
 
 // Netns is a named network namespace, pinned under /run/netns.
@@ -86,9 +87,10 @@ type Neigh struct {
 }
 
 // FDB is a forwarding entry: on the VXLAN device, which VTEP has this MAC, and
-// on its bridge, that this MAC is behind the VXLAN device.
+// on its bridge, that this MAC is behind the VXLAN device. On the network's end of
+// a pair that is kept (LinkSpec.Kept), it is the bridge's alone, without a VTEP.
 type FDB struct {
-	NS, Dev string // Dev is the VXLAN device
+	NS, Dev string // Dev is the VXLAN device, or that end
 	MAC     model.MAC
 }
 
@@ -209,6 +211,9 @@ type LinkSpec struct {
 	// Veth: the container's end
 	Peer    string // its name in the host's namespace; found empty once the engine has taken it
 	PeerMAC model.MAC
+	// Kept says that the other end is no container's: it stays in the host's
+	// namespace, up, with the same MTU.
+	Kept bool
 	// Taken says that the pair must not be made anew: its other end is, or was,
 	// in a task. If it is missing, the endpoint is lost.
 	Taken bool
@@ -293,8 +298,27 @@ type TaskPortSpec struct {
 type TaskTunnelSpec struct{}
 
 // Phase implements Key.
-func (Netns) Phase() Phase  { return PhaseNetns }
-func (Sysctl) Phase() Phase { return PhaseSysctl }
+func (Netns) Phase() Phase { return PhaseNetns }
+
+// Phase implements Key. What is of one device comes when there is that.
+func (k Sysctl) Phase() Phase {
+	if k.Dev() != "" {
+		return PhaseAddr
+	}
+	return PhaseSysctl
+}
+
+// Dev is the device that a key of net.ipv4.conf is about; empty: none, or all.
+func (k Sysctl) Dev() string {
+	rest, ok := strings.CutPrefix(k.Name, "net.ipv4.conf.")
+	dev, _, _ := strings.Cut(rest, ".")
+	if !ok || dev == "all" || dev == "default" {
+		return ""
+	}
+	return strings.ReplaceAll(dev, "/", ".")
+}
+
+// Phase implements Key.
 func (k Link) Phase() Phase {
 	switch k.Kind {
 	case Bridge:
@@ -413,6 +437,9 @@ func (v LinkSpec) String() string {
 	if v.Peer != "" {
 		field("peer", v.Peer)
 		field("peer-mac", v.PeerMAC)
+	}
+	if v.Kept {
+		b.WriteString(" kept")
 	}
 	if v.Taken {
 		b.WriteString(" taken")

@@ -42,12 +42,12 @@ type Damage string
 // The ways; which of them fit an object follows from its kind.
 const (
 	Deleted   Damage = "deleted"   // any object: it is gone
-	Changed   Damage = "changed"   // a sysctl, a tunnel's too, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS
+	Changed   Damage = "changed"   // a sysctl, a tunnel's too, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS, a task's routes
 	Down      Damage = "down"      // a link, a tunnel
-	Flushed   Damage = "flushed"   // the filter's chain
-	Reordered Damage = "reordered" // the filter: DROP comes first
-	Intruded  Damage = "intruded"  // the filter: a rule of somebody else's in the chain
-	Halved    Damage = "halved"    // an FDB entry: the bridge's half is gone; a tunnel: its device has no address
+	Flushed   Damage = "flushed"   // the chain of a filter, of a MeshNet or a MeshAllow; one chain of the mesh's table
+	Reordered Damage = "reordered" // the filter: DROP comes first; the mesh's: the jump comes last
+	Intruded  Damage = "intruded"  // a filter: a rule of somebody else's in the chain
+	Halved    Damage = "halved"    // an FDB entry: the bridge's half is gone; a tunnel: its device has no address; a kept pair: the host's end is down; a task's routes: its default is gone
 	Replaced  Damage = "replaced"  // a tunnel: its device takes other packets
 )
 
@@ -58,6 +58,7 @@ type Subject struct {
 	Tables  bool // it has nftables: objects of PhaseVIP and PhaseTask
 	IPVS    bool // it has IPVS besides
 	Tunnels bool // it has tunnels in tasks
+	Mesh    bool // it has what the routing mesh needs, besides Tables
 }
 
 // maxRounds bounds how often a difference may be worked on until it must be gone.
@@ -161,6 +162,9 @@ func (c *check) example() kernel.State {
 	if c.Tunnels {
 		addTunnels(s, c.sandbox)
 	}
+	if c.Mesh {
+		addMesh(s, c.sandbox)
+	}
 	if c.IPVS {
 		addIPVS(s)
 	}
@@ -180,6 +184,9 @@ func (c *check) changeCases() []changeCase {
 	if c.Tunnels {
 		cases = append(cases, tunnelChanges(c.sandbox)...)
 	}
+	if c.Mesh {
+		cases = append(cases, meshChanges(c.sandbox)...)
+	}
 	return cases
 }
 
@@ -187,6 +194,9 @@ func (c *check) driftCases() []driftCase {
 	cases := driftCases(c.tables(), c.IPVS)
 	if c.Tunnels {
 		cases = append(cases, tunnelDrifts(c.sandbox)...)
+	}
+	if c.Mesh {
+		cases = append(cases, meshDrifts(c.sandbox)...)
 	}
 	return cases
 }
@@ -260,9 +270,9 @@ func namesMissing(t *testing.T, c *check) {
 	s := c.example()
 	for _, key := range s.Keys() {
 		switch key.(type) {
-		case kernel.Netns, kernel.Filter, kernel.TaskTable, kernel.TaskTunnel:
+		case kernel.Netns, kernel.Filter, kernel.Forward, kernel.MeshTable, kernel.TaskTable, kernel.TaskTunnel:
 			continue // need nothing of ours
-		case kernel.TaskVIP, kernel.TaskPort:
+		case kernel.TaskVIP, kernel.TaskPort, kernel.TaskRoute:
 			continue // its task is there
 		}
 		err := c.Kernel.Apply(t.Context(), []kernel.Op{{Key: key, Want: s[key]}})[0]
@@ -398,6 +408,14 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			case kernel.Member, kernel.VIP, kernel.Port, kernel.Real, kernel.Slot, kernel.Alive, kernel.Other:
 				drop = k.Netns() == gone.NS
 			}
+		case kernel.BackTable:
+			b, ok := k.(kernel.Back)
+			drop = ok && b.NS == gone.NS
+		case kernel.MeshTable:
+			switch k.(type) {
+			case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+				drop = true
+			}
 		case kernel.LiftTable:
 			switch k.(type) {
 			case kernel.LiftFrom, kernel.LiftTo:
@@ -411,7 +429,7 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			drop = ok && d.NS == gone.NS && d.Mark == gone.Mark
 		case kernel.TaskTable:
 			switch k.(type) {
-			case kernel.TaskVIP, kernel.TaskPort:
+			case kernel.TaskVIP, kernel.TaskPort, kernel.TaskMesh:
 				drop = k.Netns() == gone.Netns()
 			}
 		case kernel.VIP:
@@ -424,13 +442,36 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			drop = drop || on(k.NS, k.Dev)
 		case kernel.FDB:
 			drop = drop || on(k.NS, k.Dev) || on(k.NS, bridge)
+		case kernel.Route:
+			drop = drop || on(k.NS, k.Dev)
 		case kernel.Link:
 			drop = drop || v.(kernel.LinkSpec).Master != "" && on(k.NS, v.(kernel.LinkSpec).Master)
 		}
+		// What is on the host's end of the pair goes with the pair, and that with its bridge.
+		pair := on(netA, meshPort) || on(netA, bridge) || key == kernel.Netns{Name: netA}
+		drop = drop || pair && hostDev(k) == meshEnd
 		if drop {
 			delete(want, k)
 		}
 	}
+}
+
+// hostDev is the device of the host that an object is on.
+func hostDev(k kernel.Key) string {
+	if k.Netns() != "" {
+		return ""
+	}
+	switch k := k.(type) {
+	case kernel.Addr:
+		return k.Dev
+	case kernel.Neigh:
+		return k.Dev
+	case kernel.Route:
+		return k.Dev
+	case kernel.Sysctl:
+		return k.Dev()
+	}
+	return ""
 }
 
 // vipOf is the VIP that an object belongs to.

@@ -188,10 +188,15 @@ func (f *Fake) Apply(ctx context.Context, ops []kernel.Op) []error {
 // batched reports whether ops like this one are done in one transaction; IPVS and
 // devices know none.
 func batched(o kernel.Op) bool {
-	if _, ok := o.Key.(kernel.TaskTunnel); ok {
+	switch o.Key.(type) {
+	case kernel.TaskTunnel, kernel.TaskRoute:
 		return false
 	}
-	return !kernel.IsIPVS(o.Key) && (o.Key.Phase() == kernel.PhaseVIP || o.Key.Phase() == kernel.PhaseTask)
+	switch o.Key.Phase() {
+	case kernel.PhaseVIP, kernel.PhaseTask, kernel.PhaseMesh:
+		return !kernel.IsIPVS(o.Key)
+	}
+	return false
 }
 
 // fault throws the dice.
@@ -230,6 +235,16 @@ func (f *Fake) transact(ops []kernel.Op) error {
 // remove deletes an object and what cannot be without it. What is absent is no error.
 func (f *Fake) remove(key kernel.Key) {
 	old := f.state[key]
+	if gone, ok := key.(kernel.Netns); ok {
+		for k, v := range f.state {
+			if l, ok := k.(kernel.Link); ok && l.NS == gone.Name {
+				f.unkeep(v.(kernel.LinkSpec))
+			}
+		}
+	}
+	if spec, ok := old.(kernel.LinkSpec); ok {
+		f.unkeep(spec)
+	}
 	f.state = kernel.Apply(f.state, []kernel.Op{{Key: key, Have: old}})
 	switch key := key.(type) {
 	case kernel.Link:
@@ -255,6 +270,10 @@ func (f *Fake) unplug(l kernel.Link) {
 			if k.NS == l.NS && k.Dev == l.Name {
 				delete(f.state, k)
 			}
+		case kernel.Route:
+			if k.NS == l.NS && k.Dev == l.Name {
+				delete(f.state, k)
+			}
 		case kernel.Link:
 			if spec := v.(kernel.LinkSpec); k.NS == l.NS && spec.Master == l.Name {
 				spec.Master = ""
@@ -265,11 +284,23 @@ func (f *Fake) unplug(l kernel.Link) {
 	}
 }
 
-// halve takes the bridge's half of the forwarding entries of a port away.
+// unkeep removes what was on the host's end of a pair.
+func (f *Fake) unkeep(pair kernel.LinkSpec) {
+	if !pair.Kept {
+		return
+	}
+	maps.DeleteFunc(f.state, func(k kernel.Key, _ kernel.Value) bool { return hostDev(k) == pair.Peer })
+}
+
+// halve takes the bridge's half of the forwarding entries of a port away, which is
+// all of an entry that is for a pair.
 func (f *Fake) halve(port kernel.Link) {
 	for k := range f.state {
 		if e, ok := k.(kernel.FDB); ok && e.NS == port.NS && e.Dev == port.Name {
 			f.state[k] = kernel.FDBSpec{}
+			if port.Kind == kernel.Veth {
+				delete(f.state, k)
+			}
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 func TestFakeKeepsContract(t *testing.T) {
 	Contract(t, func(t *testing.T) Subject {
 		f := NewFake()
-		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true, IPVS: true, Tunnels: true}
+		return Subject{Kernel: f, World: fakeWorld{f}, Tables: true, IPVS: true, Tunnels: true, Mesh: true}
 	})
 }
 
@@ -26,12 +26,15 @@ func (w fakeWorld) Spoil(t *testing.T, key kernel.Key, how Damage) {
 		case kernel.LinkSpec:
 			if how == Changed {
 				v.MTU -= 50
+			} else if how == Halved {
+				v.Kept = false
 			} else {
 				v.MTU = 0
 			}
 			s[key] = v
 		case kernel.SysctlSpec:
-			s[key] = kernel.SysctlSpec{Value: "1"}
+			v.Value = map[string]string{"0": "1", "1": "0"}[v.Value]
+			s[key] = v
 		case kernel.NeighSpec:
 			s[key] = kernel.NeighSpec{MAC: other}
 		case kernel.FDBSpec:
@@ -45,6 +48,16 @@ func (w fakeWorld) Spoil(t *testing.T, key kernel.Key, how Damage) {
 			s[key] = kernel.IPVSServiceSpec{Scheduler: "dh"}
 		case kernel.IPVSDestSpec:
 			s[key] = kernel.IPVSDestSpec{Weight: 77, Method: kernel.IPVSDR}
+		case kernel.ForwardSpec:
+			s[key] = kernel.ForwardSpec{}
+		case kernel.TaskRouteSpec:
+			s[key] = kernel.TaskRouteSpec{}
+		case kernel.MeshNetSpec:
+			s[key] = kernel.MeshNetSpec{}
+		case kernel.MeshAllowSpec:
+			s[key] = kernel.MeshAllowSpec{From: "?"}
+		case kernel.MeshTableSpec:
+			delete(s, key) // its contents stay
 		case kernel.FilterSpec:
 			s[key] = kernel.FilterSpec{}
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -18,7 +19,8 @@ func randomState(t *rapid.T, label string, path string) kernel.State {
 	addTables(full, path)
 	addIPVS(full)
 	addTunnels(full, path)
-	for _, c := range append(changeCases(path, true), tunnelChanges(path)...) {
+	addMesh(full, path)
+	for _, c := range slices.Concat(changeCases(path, true), tunnelChanges(path), meshChanges(path)) {
 		if rapid.IntRange(0, 3).Draw(t, label+" change "+c.name) == 0 {
 			c.change(full)
 		}
@@ -33,7 +35,11 @@ func randomState(t *rapid.T, label string, path string) kernel.State {
 	// A quiet port, an entry on a device: what needs a bridge went with it. What
 	// is told of a VIP's slots must be true.
 	for key := range full {
-		if _, ok := out[key].(kernel.FDBSpec); ok && out[kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}] == nil {
+		e, ok := key.(kernel.FDB)
+		if ok && e.Dev == vxlan && out[kernel.Link{NS: netA, Name: vxlan, Kind: kernel.VXLAN}] == nil || ok && e.Dev == meshPort && out[meshPair()] == nil {
+			delete(out, key)
+		}
+		if hostDev(key) == meshEnd && out[meshPair()] == nil {
 			delete(out, key)
 		}
 	}

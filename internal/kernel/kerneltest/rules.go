@@ -36,10 +36,19 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.device(k.NS, k.Dev)
 	case kernel.Neigh:
 		return f.device(k.NS, k.Dev)
+	case kernel.Route:
+		return f.device(k.NS, k.Dev)
+	case kernel.Sysctl:
+		if dev := k.Dev(); dev != "" {
+			return f.device(k.NS, dev)
+		}
 	case kernel.FDB:
 		spec, ok := f.state[kernel.Link{NS: k.NS, Name: k.Dev, Kind: kernel.VXLAN}].(kernel.LinkSpec)
 		if !ok {
-			return missing("VXLAN device " + k.Dev)
+			spec, ok = f.state[kernel.Link{NS: k.NS, Name: k.Dev, Kind: kernel.Veth}].(kernel.LinkSpec)
+		}
+		if !ok {
+			return missing("device " + k.Dev)
 		}
 		if spec.Master == "" {
 			return missing("bridge of " + k.Dev)
@@ -62,6 +71,10 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.need(kernel.VIP{NS: k.NS, IP: k.VIP})
 	case kernel.Real:
 		return f.need(kernel.BridgeTable{NS: k.NS})
+	case kernel.Back:
+		return f.need(kernel.BackTable{NS: k.NS})
+	case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+		return f.need(kernel.MeshTable{})
 	case kernel.LiftFrom:
 		return f.need(kernel.LiftTable{NS: k.NS})
 	case kernel.LiftTo:
@@ -79,7 +92,7 @@ func (f *Fake) placeTask(path string, key kernel.Key) error {
 		return missing(fmt.Sprintf("task's namespace %q", path))
 	}
 	switch key.(type) {
-	case kernel.TaskVIP, kernel.TaskPort:
+	case kernel.TaskVIP, kernel.TaskPort, kernel.TaskMesh:
 		return f.need(kernel.TaskTable{Sandbox: path})
 	}
 	return nil
@@ -98,6 +111,11 @@ func missing(what string) error { return fmt.Errorf("%s %w", what, kernel.ErrNot
 func (f *Fake) device(ns, name string) error {
 	for _, kind := range []kernel.LinkKind{kernel.Bridge, kernel.VXLAN, kernel.Veth} {
 		if _, ok := f.state[kernel.Link{NS: ns, Name: name, Kind: kind}]; ok {
+			return nil
+		}
+	}
+	for _, v := range f.state {
+		if spec, ok := v.(kernel.LinkSpec); ok && ns == "" && spec.Kept && spec.Peer == name {
 			return nil
 		}
 	}
