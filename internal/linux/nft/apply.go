@@ -307,12 +307,11 @@ func (b *batch) build(rs ruleset, f *found) error {
 		want[ch.name] = ch
 	}
 	// Rules first, as they refer to chains. Then chains of the wrong kind, which
-	// cannot be changed, and foreign ones, but not those of VIPs.
+	// cannot be changed, and foreign ones, but not those of single objects.
 	have := slices.Sorted(maps.Keys(f.chains))
 	foreign := func(name string) bool {
 		_, ours := want[name]
-		_, pick := pickedVIP(name)
-		return !ours && !pick
+		return !ours && !rs.isSingle(name)
 	}
 	for _, name := range have {
 		if _, ok := want[name]; ok || foreign(name) {
@@ -398,8 +397,7 @@ func (rs ruleset) intact(f found) (bool, error) {
 		}
 	}
 	for name := range f.chains {
-		_, pick := pickedVIP(name)
-		if !pick && !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.name == name }) {
+		if !rs.isSingle(name) && !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.name == name }) {
 			return false, nil
 		}
 	}

@@ -159,7 +159,7 @@ func bridgeSets() []set {
 // bridgeRuleset is the fixed part of table bridge sluice. The picture in doc.go
 // shows how its chains hang together.
 func bridgeRuleset(spec kernel.BridgeTableSpec) ruleset {
-	rs := ruleset{family: bridgeFamily, table: tableName, sets: bridgeSets()}
+	rs := ruleset{family: bridgeFamily, table: tableName, sets: bridgeSets(), single: isPick}
 	rs.chains = []chain{
 		{name: chainPrerouting, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: bridgePriority},
 	}

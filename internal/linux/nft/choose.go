@@ -109,6 +109,12 @@ const pickPrefix = "vip-"
 // its own because the counter of a round robin lives in the rule.
 func pickChain(vip netip.Addr) string { return pickPrefix + vip.String() }
 
+// isPick reports whether a chain is one of those.
+func isPick(chain string) bool {
+	_, ok := pickedVIP(chain)
+	return ok
+}
+
 // pickedVIP is the reverse of pickChain.
 func pickedVIP(chain string) (netip.Addr, bool) {
 	s, ok := strings.CutPrefix(chain, pickPrefix)

@@ -14,14 +14,19 @@ import (
 )
 
 // ruleset is the fixed part of a table: all of it but the elements of its sets
-// and the chains of single VIPs.
+// and the chains of single objects, such as VIPs.
 type ruleset struct {
 	family nftables.TableFamily
 	table  string
 	sets   []set
 	chains []chain
 	rules  []rule
+	// single says which other chains are those of single objects; nil: there are none.
+	single func(name string) bool
 }
+
+// isSingle reports whether a chain is that of a single object.
+func (rs ruleset) isSingle(name string) bool { return rs.single != nil && rs.single(name) }
 
 // set is a named set, or a map if it has data.
 type set struct {

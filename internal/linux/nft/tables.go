@@ -24,9 +24,10 @@ func configured() []string {
 }
 
 // DumpBridge returns what the tables of a network's namespace hold, bridge sluice,
-// bridge sluice-lift and ip sluice, under namespace name ns. nsFD refers to the
-// namespace. There is no table: no objects. The fixed part is not as this version
-// makes it: no BridgeTable, LiftTable or MarkTable, but what is in the maps.
+// bridge sluice-lift, bridge sluice-back and ip sluice, under namespace name ns. nsFD
+// refers to the namespace. There is no table: no objects. The fixed part is not as
+// this version makes it: no BridgeTable, LiftTable, BackTable or MarkTable, but what
+// is in the maps.
 //
 // An object that is there in part only, which Apply never leaves behind, has the
 // zero value, so that it differs from whatever is wanted.
@@ -41,7 +42,7 @@ func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dump := range []func(int, string) (kernel.State, error){dumpMarks, dumpLift} {
+	for _, dump := range []func(int, string) (kernel.State, error){dumpMarks, dumpLift, dumpBack} {
 		more, err := dump(nsFD, ns)
 		if err != nil {
 			return nil, fmt.Errorf("netns %s: %w", ns, err)
@@ -179,14 +180,14 @@ func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 
 // ApplyBridge changes the tables of a network's namespace, each in one
 // transaction: packets meet the state before or the state after, and an error
-// means that nothing changed in that table and those that come after it: lift,
+// means that nothing changed in that table and those that come after it: back, lift,
 // marks, balancer. Operations are of PhaseVIP and this namespace; doing them again
 // changes nothing. Creating a table where one is repairs it: connections stay known.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 // kernel.ErrUnsupported: no such scheduler.
 func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
-	var bridge, marks, lift []kernel.Op
+	var bridge, marks, lift, back []kernel.Op
 	for _, op := range ops {
 		if op.Key.Netns() != ns {
 			return fmt.Errorf("netns %s: %s belongs to netns %s", ns, op.Key, op.Key.Netns())
@@ -196,12 +197,19 @@ func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
 			marks = append(marks, op)
 		case ofLift(op.Key):
 			lift = append(lift, op)
+		case ofBack(op.Key):
+			back = append(back, op)
 		default:
 			bridge = append(bridge, op)
 		}
 	}
 	// Answers have a way before there are any. Then marks: a network that goes over
 	// to IPVS has them before it loses the table that takes its frames.
+	if len(back) > 0 {
+		if err := applyBack(nsFD, back); err != nil {
+			return fmt.Errorf("netns %s: %w", ns, err)
+		}
+	}
 	if len(lift) > 0 {
 		if err := applyLift(nsFD, lift); err != nil {
 			return fmt.Errorf("netns %s: %w", ns, err)

@@ -20,7 +20,8 @@ const (
 	mapLoopPorts = "loop-ports" // the same, for what the task itself sends
 )
 
-// The chains of table ip sluice are named after their hooks.
+// The chains of table ip sluice are named after their hooks. For those of the
+// routing mesh see taskmesh.go.
 const chainOutput = "output"
 
 // taskPriority is just before -100 (NF_IP_PRI_NAT_DST), where iptables' nat
@@ -90,6 +91,8 @@ func (Tables) DumpTask(nsFD int, sandbox string) (kernel.State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("task %s: %w", sandbox, err)
 	}
+	meshes := foundMeshes(f)
+	rs = withMesh(rs, meshes)
 	st := kernel.State{}
 	ok, err := rs.intact(f)
 	if err != nil {
@@ -99,6 +102,9 @@ func (Tables) DumpTask(nsFD int, sandbox string) (kernel.State, error) {
 		return st, nil
 	}
 	st[kernel.TaskTable{Sandbox: sandbox}] = kernel.TaskTableSpec{}
+	for _, m := range meshes {
+		st[kernel.TaskMesh{Sandbox: sandbox, Addr: m.addr}] = m.spec
+	}
 	for _, m := range []string{mapIn, mapLoop} {
 		for key := range f.elems[m] {
 			vip, ok := keyIP(key, 0)
@@ -153,26 +159,60 @@ func (Tables) ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error {
 		return nil
 	}
 	c, rs := newChange(), taskRuleset()
+	fixed, made := false, false // whether rules may change; whether there is to be a table
 	for _, op := range ops {
 		if want := (kernel.TaskTable{Sandbox: sandbox}).Netns(); op.Key.Netns() != want {
 			return fmt.Errorf("task %s: %s belongs to %s", sandbox, op.Key, op.Key.Netns())
 		}
-		if _, ok := op.Key.(kernel.TaskTable); ok {
+		switch op.Key.(type) {
+		case kernel.TaskTable:
 			if op.Want == nil {
 				c = newChange() // what was said of its contents is void
 				c.remove = true
-			} else {
-				c.create = &rs
 			}
-			continue
+			fixed, made = true, op.Want != nil
+		case kernel.TaskMesh:
+			fixed = true
+		default:
+			if err := c.taskOp(op); err != nil {
+				return fmt.Errorf("task %s: %w", sandbox, err)
+			}
 		}
-		if err := c.taskOp(op); err != nil {
+	}
+	if fixed && (made || !c.remove) {
+		if err := c.mesh(nsFD, &rs, ops, made); err != nil {
 			return fmt.Errorf("task %s: %w", sandbox, err)
 		}
 	}
 	if err := commit(nsFD, rs, taskMaps(), c); err != nil {
 		return fmt.Errorf("task %s: %w", sandbox, err)
 	}
+	return nil
+}
+
+// mesh has the fixed part made anew, with the networks that are there and what ops
+// say of them. made says that the table itself is to be made.
+func (c *change) mesh(nsFD int, rs *ruleset, ops []kernel.Op, made bool) error {
+	f, err := read(nsFD, rs.family, rs.table, nil)
+	if err != nil {
+		return err
+	}
+	have := foundMeshes(f)
+	if c.remove {
+		have = nil
+	}
+	meshes, err := meshOps(have, ops)
+	if err != nil {
+		return err
+	}
+	if !made && !f.exists {
+		if len(meshes) > 0 {
+			return fmt.Errorf("nftables table %s: %w; make it first", rs.table, kernel.ErrNotExist)
+		}
+		return nil
+	}
+	*rs = withMesh(*rs, meshes)
+	c.create = rs
 	return nil
 }
 
