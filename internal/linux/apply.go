@@ -43,6 +43,8 @@ func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 			k.applyFilter(run, out)
 		case phase == kernel.PhaseVIP || phase == kernel.PhaseTask:
 			k.applyTables(run, out)
+		case phase == kernel.PhaseMesh:
+			fill(out, k.applyMesh(run))
 		case isLinkDelete(run[0]):
 			fill(out, k.deleteLinks(run))
 		default:
@@ -60,7 +62,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 // together reports whether b, which follows a, is done in one go with it.
 func together(a, b kernel.Op) bool {
 	switch phase := a.Key.Phase(); phase {
-	case kernel.PhaseFilter, kernel.PhaseVIP, kernel.PhaseTask:
+	case kernel.PhaseFilter, kernel.PhaseVIP, kernel.PhaseTask, kernel.PhaseMesh:
 		return b.Key.Phase() == phase
 	}
 	return isLinkDelete(a) && isLinkDelete(b) && a.Key.Netns() == b.Key.Netns()
@@ -110,6 +112,8 @@ func (k *Kernel) applyOne(o kernel.Op) error {
 		err = s.applyNeigh(key, o.Want)
 	case kernel.FDB:
 		err = s.applyFDB(key, o.Want)
+	case kernel.Route:
+		err = s.applyRoute(key, o.Want)
 	default:
 		err = fmt.Errorf("objects of type %T are unknown here", key)
 	}
@@ -117,6 +121,18 @@ func (k *Kernel) applyOne(o kernel.Op) error {
 		return fmt.Errorf("%w%s", err, hint(err))
 	}
 	return nil
+}
+
+// applyMesh does ops on the host's table for published ports.
+func (k *Kernel) applyMesh(ops []kernel.Op) error {
+	if k.cfg.Tables == nil {
+		return errNoTables
+	}
+	err := k.cfg.Tables.ApplyHost(k.host.fd(), ops)
+	if err == nil {
+		k.forgetFlows(ops)
+	}
+	return err
 }
 
 // applyNetns makes or deletes a namespace. Its devices go first: the kernel
@@ -245,41 +261,49 @@ func (k *Kernel) applyBatch(ns string, ops []kernel.Op) error {
 // errNoTables is the error of an op on nftables without Config.Tables.
 var errNoTables = fmt.Errorf("nftables %w: no adapter is configured", kernel.ErrUnsupported)
 
-// applyTask does ops of one task: those of nftables in one go, and each tunnel by
-// itself.
+// applyTask does ops of one task: those of nftables in one go, and each tunnel and
+// each route by itself.
 func (k *Kernel) applyTask(sandbox string, ops []kernel.Op) []error {
 	errs := make([]error, len(ops))
-	var tables, tunnels []kernel.Op
-	for _, o := range ops {
-		if isTunnel(o.Key) {
-			tunnels = append(tunnels, o)
-		} else {
-			tables = append(tables, o)
+	var tables, tunnels, routes []kernel.Op
+	var ofTables, ofTunnels, ofRoutes []int // where they stand in ops
+	for i, o := range ops {
+		switch o.Key.(type) {
+		case kernel.TaskTunnel:
+			tunnels, ofTunnels = append(tunnels, o), append(ofTunnels, i)
+		case kernel.TaskRoute:
+			routes, ofRoutes = append(routes, o), append(ofRoutes, i)
+		default:
+			tables, ofTables = append(tables, o), append(ofTables, i)
 		}
 	}
-	var ofTables error
-	ofTunnels := make([]error, len(tunnels))
+	spread := func(at []int, results []error) {
+		for n, i := range at {
+			errs[i] = results[n]
+		}
+	}
 	err := withTask(sandbox, func(fd int) error {
-		if len(tables) > 0 && k.cfg.Tables == nil {
-			ofTables = errNoTables
-		} else if len(tables) > 0 {
-			ofTables = k.cfg.Tables.ApplyTask(fd, sandbox, tables)
+		if len(routes) > 0 {
+			spread(ofRoutes, k.applyTaskRoutes(fd, sandbox, routes))
+		}
+		if len(tables) > 0 {
+			err := errNoTables
+			if k.cfg.Tables != nil {
+				if err = k.giveDefaults(fd, sandbox, tables); err == nil {
+					err = k.cfg.Tables.ApplyTask(fd, sandbox, tables)
+				}
+			}
+			for _, i := range ofTables {
+				errs[i] = err
+			}
 		}
 		if len(tunnels) > 0 {
-			ofTunnels = k.applyTunnels(fd, sandbox, tunnels)
+			spread(ofTunnels, k.applyTunnels(fd, sandbox, tunnels))
 		}
 		return nil
 	})
-	for i, n := 0, 0; i < len(ops); i++ {
-		switch {
-		case err != nil:
-			errs[i] = err
-		case isTunnel(ops[i].Key):
-			errs[i] = ofTunnels[n]
-			n++
-		default:
-			errs[i] = ofTables
-		}
+	if err != nil {
+		fill(errs, err)
 	}
 	return errs
 }

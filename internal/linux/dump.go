@@ -75,6 +75,7 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 	for _, d := range veths {
 		byIndex[d.index] = d
 	}
+	kept := map[int]device{}
 	for _, e := range ends {
 		d, ok := byIndex[e.index]
 		if !ok {
@@ -82,7 +83,14 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 		}
 		spec := out[e.key].(kernel.LinkSpec)
 		spec.Peer, spec.PeerMAC = d.name, d.mac
+		if k.isMesh(d.name) {
+			kept[d.index] = d
+			spec.Kept = d.up && d.mtu == spec.MTU
+		}
 		out[e.key] = spec
+	}
+	if err := k.dumpKept(kept, out); err != nil {
+		return nil, fmt.Errorf("dump host: %w", err)
 	}
 	orphans, err := k.orphans(veths, claimed)
 	if err != nil {
@@ -98,6 +106,13 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 		// are at worst made again, and making them tells each its own error.
 		k.log.Warn("dump filter", "err", err)
 	}
+	if k.cfg.Tables != nil {
+		t, err := k.cfg.Tables.DumpHost(k.host.fd())
+		if err != nil {
+			return nil, fmt.Errorf("dump host: %w", err)
+		}
+		maps.Copy(out, t)
+	}
 	if err := k.dumpTasks(ctx, sandboxes, out); err != nil {
 		return nil, err
 	}
@@ -111,7 +126,7 @@ func (k *Kernel) orphans(veths []device, claimed map[int]bool) (kernel.State, er
 	out := kernel.State{}
 	var pinned map[int]bool
 	for _, d := range veths {
-		if claimed[d.index] || d.kind != "veth" || !d.ours() || !strings.HasPrefix(d.name, k.cfg.LinkPrefix) {
+		if claimed[d.index] || d.kind != "veth" || !d.ours() || !strings.HasPrefix(d.name, k.cfg.LinkPrefix) && !k.isMesh(d.name) {
 			continue
 		}
 		if pinned == nil {
@@ -199,23 +214,8 @@ func (k *Kernel) dumpSpace(s *space, out kernel.State) (peers map[kernel.Link]in
 			peers[key] = d.peer
 		}
 	}
-	as, err := s.conn.addrs()
-	if err != nil {
+	if err := dumpOn(s, byIndex, out); err != nil {
 		return nil, err
-	}
-	for _, a := range as {
-		if d := byIndex[a.index]; d.ours() {
-			out[kernel.Addr{NS: s.name, Dev: d.name, Prefix: a.prefix}] = kernel.AddrSpec{}
-		}
-	}
-	arp, err := s.conn.neighs(unix.AF_INET)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range arp {
-		if d := byIndex[n.index]; d.ours() && n.state&unix.NUD_PERMANENT != 0 {
-			out[kernel.Neigh{NS: s.name, Dev: d.name, IP: n.ip}] = kernel.NeighSpec{MAC: n.mac}
-		}
 	}
 	fdb, err := s.conn.neighs(unix.AF_BRIDGE)
 	if err != nil {
@@ -242,7 +242,40 @@ func (k *Kernel) dumpSpace(s *space, out kernel.State) (peers map[kernel.Link]in
 	return peers, nil
 }
 
-// dumpFDB joins the halves of forwarding entries on our VXLAN devices.
+// dumpOn adds addresses, neighbours and routes that are on devices of ours.
+func dumpOn(s *space, byIndex map[int]device, out kernel.State) error {
+	as, err := s.conn.addrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range as {
+		if d := byIndex[a.index]; d.ours() {
+			out[kernel.Addr{NS: s.name, Dev: d.name, Prefix: a.prefix}] = kernel.AddrSpec{}
+		}
+	}
+	arp, err := s.conn.neighs(unix.AF_INET)
+	if err != nil {
+		return err
+	}
+	for _, n := range arp {
+		if d := byIndex[n.index]; d.ours() && n.state&unix.NUD_PERMANENT != 0 {
+			out[kernel.Neigh{NS: s.name, Dev: d.name, IP: n.ip}] = kernel.NeighSpec{MAC: n.mac}
+		}
+	}
+	rs, err := s.conn.routes(0)
+	if err != nil {
+		return err
+	}
+	for _, r := range rs {
+		if d := byIndex[r.index]; d.ours() {
+			out[kernel.Route{NS: s.name, Dev: d.name, Prefix: r.prefix}] = r.spec()
+		}
+	}
+	return nil
+}
+
+// dumpFDB joins the halves of forwarding entries on our VXLAN devices, and reads
+// those of the bridge that are for the network's end of a pair.
 func dumpFDB(ns string, fdb []neigh, byIndex map[int]device, out kernel.State) {
 	type halves struct {
 		self   netip.Addr
@@ -251,10 +284,16 @@ func dumpFDB(ns string, fdb []neigh, byIndex map[int]device, out kernel.State) {
 	found := map[kernel.FDB]halves{}
 	for _, n := range fdb {
 		d := byIndex[n.index]
-		if !d.ours() || d.kind != "vxlan" || n.mac[0]&1 != 0 {
+		if !d.ours() || d.kind != "vxlan" && d.kind != "veth" || n.mac[0]&1 != 0 {
 			continue // a group address is the device's own filter
 		}
 		key := kernel.FDB{NS: ns, Dev: d.name, MAC: n.mac}
+		if d.kind == "veth" {
+			if n.master != 0 && n.master == d.master && n.state&unix.NUD_PERMANENT == 0 && n.state&unix.NUD_NOARP != 0 {
+				out[key] = kernel.FDBSpec{}
+			}
+			continue
+		}
 		h := found[key]
 		switch {
 		case n.master != 0 && n.state&unix.NUD_PERMANENT != 0:
@@ -300,17 +339,20 @@ func (k *Kernel) dumpSysctl(s *space, out kernel.State) error {
 	})
 }
 
-// dumpTasks reads the tables and the tunnels in the tasks' namespaces.
+// dumpTasks reads the tables, the tunnels and the routes in the tasks' namespaces.
 func (k *Kernel) dumpTasks(ctx context.Context, sandboxes []string, out kernel.State) error {
 	for _, path := range sandboxes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		err := withTask(path, func(fd int) error {
-			if err := k.dumpTunnels(fd, path, out); err != nil || k.cfg.Tables == nil {
+			if err := k.dumpDevices(fd, path, out); err != nil || k.cfg.Tables == nil {
 				return err
 			}
 			t, err := k.cfg.Tables.DumpTask(fd, path)
+			if err == nil {
+				err = k.takeDefaults(fd, path, t)
+			}
 			maps.Copy(out, t)
 			return err
 		})

@@ -80,7 +80,7 @@ func (k *Kernel) iptablesLocked() (*iptables.IPTables, error) {
 	return ipt, nil
 }
 
-// sweep removes our chain from the world that is not the engine's. It would go on
+// sweep removes our chains from the world that is not the engine's. They would go on
 // dropping the packets of peers that came later.
 func sweep(path, legacy string) error {
 	if path == legacy && !legacyTables() {
@@ -94,7 +94,11 @@ func sweep(path, legacy string) error {
 	if err != nil {
 		return err
 	}
-	return deleteChain(ipt, c)
+	f, err := readForward(ipt)
+	if err != nil {
+		return err
+	}
+	return errors.Join(deleteForward(ipt, f), deleteChain(ipt, c))
 }
 
 // legacyTables reports whether there is a legacy filter table in the calling
@@ -145,7 +149,7 @@ func readSigns(path string) (signs, error) {
 		switch {
 		case strings.HasPrefix(c, "DOCKER"):
 			return engine, nil
-		case c == filterChain, c == inputChain, c == "FORWARD", c == "OUTPUT":
+		case c == filterChain, c == meshChain, c == inputChain, c == forwardChain, c == "OUTPUT":
 		default:
 			found = chains
 		}
@@ -195,12 +199,46 @@ func (k *Kernel) dumpFilter(out kernel.State) error {
 		}
 		c, err := readChain(ipt)
 		maps.Copy(out, c.state())
+		if err != nil {
+			return err
+		}
+		f, err := readForward(ipt)
+		maps.Copy(out, f.state())
 		return err
 	})
 }
 
-// applyFilter does neighbouring ops on the filter as one change.
+// applyFilter does neighbouring ops on the filter as one change, and that on the
+// chain of the mesh by itself.
 func (k *Kernel) applyFilter(ops []kernel.Op, errs []error) {
+	var filter []kernel.Op
+	var at []int // where they stand in ops
+	for i, o := range ops {
+		if _, ok := o.Key.(kernel.Forward); !ok {
+			filter, at = append(filter, o), append(at, i)
+			continue
+		}
+		errs[i] = k.within(k.host, func() error {
+			ipt, err := k.iptablesLocked()
+			if errors.Is(err, kernel.ErrNotExist) && o.Want == nil {
+				return nil // no iptables at all
+			}
+			if err != nil {
+				return err
+			}
+			return applyForward(ipt, o)
+		})
+	}
+	if len(filter) > 0 {
+		for i, err := range k.applyPeers(filter) {
+			errs[at[i]] = err
+		}
+	}
+}
+
+// applyPeers does ops on the chain for VXLAN packets as one change.
+func (k *Kernel) applyPeers(ops []kernel.Op) []error {
+	errs := make([]error, len(ops))
 	err := k.within(k.host, func() error {
 		ipt, err := k.iptablesLocked()
 		if err != nil {
@@ -218,6 +256,7 @@ func (k *Kernel) applyFilter(ops []kernel.Op, errs []error) {
 		}
 		errs[i] = err
 	}
+	return errs
 }
 
 // changeChain leads from the rules c to what ops want of them. The chain is
@@ -320,23 +359,23 @@ func deleteChain(ipt *iptables.IPTables, c chainRules) error {
 	if err := ipt.ClearAndDeleteChain(filterTable, filterChain); err != nil && !notExist(err) {
 		return fmt.Errorf("remove chain: %w", err)
 	}
-	return deleteEmptyInput(ipt)
+	return deleteEmpty(ipt, inputChain)
 }
 
-// deleteEmptyInput takes away the hook that iptables-nft makes for the first rule
-// in INPUT and then leaves there for good: each packet to this host would pass an
+// deleteEmpty takes away the hook that iptables-nft makes for the first rule in
+// INPUT or FORWARD and then leaves there for good: each packet would pass an
 // empty chain. One with rules or a policy of its own is somebody's and stays;
 // iptables-legacy, whose chains are built in, refuses with status 1 too.
-func deleteEmptyInput(ipt *iptables.IPTables) error {
-	left, err := ipt.List(filterTable, inputChain)
+func deleteEmpty(ipt *iptables.IPTables, chain string) error {
+	left, err := ipt.List(filterTable, chain)
 	if err != nil {
-		return fmt.Errorf("list %s: %w", inputChain, err)
+		return fmt.Errorf("list %s: %w", chain, err)
 	}
-	if len(left) != 1 || left[0] != "-P "+inputChain+" ACCEPT" {
+	if len(left) != 1 || left[0] != "-P "+chain+" ACCEPT" {
 		return nil
 	}
-	if err := ipt.DeleteChain(filterTable, inputChain); err != nil && !notExist(err) {
-		return fmt.Errorf("remove empty %s: %w", inputChain, err)
+	if err := ipt.DeleteChain(filterTable, chain); err != nil && !notExist(err) {
+		return fmt.Errorf("remove empty %s: %w", chain, err)
 	}
 	return nil
 }

@@ -36,7 +36,8 @@ func (k *Kernel) UnderlayMTU(vtep netip.Addr) (int, error) {
 
 // HostPrefixes are the IPv4 networks that the host itself uses, masked, in order,
 // each once: those of its addresses and the destinations of its routes in any
-// table, but for the default route and loopback. A pool must stay away from them.
+// table, but for the default route, loopback, and what leads into our own networks. A
+// pool must stay away from them.
 func (k *Kernel) HostPrefixes() ([]netip.Prefix, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -44,21 +45,31 @@ func (k *Kernel) HostPrefixes() ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the host's prefixes: %w", err)
 	}
-	rs, err := k.host.conn.routes()
+	rs, err := k.host.conn.destinations()
 	if err != nil {
 		return nil, fmt.Errorf("list the host's prefixes: %w", err)
 	}
+	veths, err := k.host.conn.links("veth")
+	if err != nil {
+		return nil, fmt.Errorf("list the host's prefixes: %w", err)
+	}
+	kept := map[int]bool{}
+	for _, d := range veths {
+		kept[d.index] = d.ours() && k.isMesh(d.name)
+	}
 	for _, a := range as {
-		rs = append(rs, a.prefix.Masked())
+		if !kept[a.index] {
+			rs = append(rs, a.prefix.Masked())
+		}
 	}
 	rs = slices.DeleteFunc(rs, func(p netip.Prefix) bool { return p.Bits() == 0 || p.Addr().IsLoopback() })
 	slices.SortFunc(rs, func(a, b netip.Prefix) int { return a.Compare(b) })
 	return slices.Compact(rs), nil
 }
 
-// routes dumps the destinations of unicast IPv4 routes. Local and broadcast ones
+// destinations dumps those of unicast IPv4 routes that are not ours. Local and broadcast ones
 // only repeat addresses.
-func (c *conn) routes() ([]netip.Prefix, error) {
+func (c *conn) destinations() ([]netip.Prefix, error) {
 	build := func() *nl.NetlinkRequest {
 		req := c.request(unix.RTM_GETROUTE, 0)
 		msg := &nl.RtMsg{}
@@ -66,15 +77,15 @@ func (c *conn) routes() ([]netip.Prefix, error) {
 		req.AddData(msg)
 		return req
 	}
-	ps, err := dump(c, build, unix.RTM_NEWROUTE, parseRoute)
+	ps, err := dump(c, build, unix.RTM_NEWROUTE, parseDestination)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	return ps, nil
 }
 
-func parseRoute(b []byte) (netip.Prefix, bool) {
-	if len(b) < unix.SizeofRtMsg || b[7] != unix.RTN_UNICAST {
+func parseDestination(b []byte) (netip.Prefix, bool) {
+	if len(b) < unix.SizeofRtMsg || b[7] != unix.RTN_UNICAST || b[5] == routeProtocol {
 		return netip.Prefix{}, false
 	}
 	ip := netip.IPv4Unspecified() // a route without RTA_DST is the default one

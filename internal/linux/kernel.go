@@ -22,6 +22,9 @@ const (
 	aliasPrefix = "sluice "
 	// defaultNetnsPrefix starts the names of our namespaces.
 	defaultNetnsPrefix = "sluice-"
+	// defaultMeshPrefix starts the names of the host's ends of networks that
+	// published ports lead into; the network's short id follows.
+	defaultMeshPrefix = "slm"
 	// defaultLinkPrefix starts the names of the containers' ends in the host's
 	// namespace. Three letters leave twelve of the fifteen that a device name
 	// may have (IFNAMSIZ) for the endpoint's short id.
@@ -41,6 +44,10 @@ type Tables interface {
 	DumpTask(nsFD int, sandbox string) (kernel.State, error)
 	// ApplyTask does all ops, which are PhaseTask objects of sandbox, in one transaction.
 	ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error
+	// DumpHost returns the PhaseMesh objects of the host's namespace.
+	DumpHost(nsFD int) (kernel.State, error)
+	// ApplyHost does all ops, which are PhaseMesh objects, in one transaction.
+	ApplyHost(nsFD int, ops []kernel.Op) error
 }
 
 // IPVS reads and changes IPVS inside namespaces. sluice/internal/linux/ipvs
@@ -70,11 +77,14 @@ type Config struct {
 	// LinkPrefix starts the names of containers' ends; empty means "slc". Two
 	// plugins on one host need different ones.
 	LinkPrefix string
-	// NoFilter leaves the host's chain for VXLAN packets alone: it belongs to
-	// another plugin on this host. Two that share it would undo each other's work.
+	// MeshPrefix starts the names of the host's ends of networks; empty means "slm".
+	// Two plugins on one host need different ones.
+	MeshPrefix string
+	// NoFilter leaves the host's chains alone: they belong to another plugin on this
+	// host. Two that share them would undo each other's work.
 	NoFilter bool
-	// Tables changes nftables. Without it, dumps hold no PhaseVIP and PhaseTask
-	// objects but tunnels, and applying one is kernel.ErrUnsupported.
+	// Tables changes nftables. Without it, dumps hold no PhaseVIP, PhaseMesh
+	// and PhaseTask objects but tunnels and routes, and applying one is kernel.ErrUnsupported.
 	Tables Tables
 	// IPVS changes IPVS. Without it, or on a kernel that lacks IPVS, dumps hold
 	// no objects of IPVS and applying one is kernel.ErrUnsupported.
@@ -132,6 +142,9 @@ func New(cfg Config) (*Kernel, error) {
 	}
 	if cfg.LinkPrefix == "" {
 		cfg.LinkPrefix = defaultLinkPrefix
+	}
+	if cfg.MeshPrefix == "" {
+		cfg.MeshPrefix = defaultMeshPrefix
 	}
 	self, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

@@ -84,7 +84,7 @@ func (k *Kernel) applyLink(s *space, key kernel.Link, want kernel.Value) error {
 		return err
 	}
 	spec := want.(kernel.LinkSpec)
-	if err := checkSpec(key, spec); err != nil {
+	if err := k.checkSpec(key, spec); err != nil {
 		return err
 	}
 	if !missing && d.alias == "" && key.NS != "" {
@@ -101,6 +101,11 @@ func (k *Kernel) applyLink(s *space, key kernel.Link, want kernel.Value) error {
 	}
 	if !missing {
 		reason := incompatible(d, key, spec)
+		if reason == "" && spec.Kept {
+			if reason, err = k.lost(s, d); err != nil {
+				return err
+			}
+		}
 		if reason == "" {
 			return k.changeLink(s, d, key, spec)
 		}
@@ -135,7 +140,7 @@ func (k *Kernel) applyLink(s *space, key kernel.Link, want kernel.Value) error {
 
 // checkSpec refuses what could be made but would never compare equal when read
 // back, and what the kernel would fill in by itself.
-func checkSpec(key kernel.Link, s kernel.LinkSpec) error {
+func (k *Kernel) checkSpec(key kernel.Link, s kernel.LinkSpec) error {
 	switch {
 	case !strings.HasPrefix(s.Alias, aliasPrefix):
 		return fmt.Errorf("alias %q does not start with %q, the mark of what is sluice's", s.Alias, aliasPrefix)
@@ -149,6 +154,10 @@ func checkSpec(key kernel.Link, s kernel.LinkSpec) error {
 		return errors.New("a VXLAN device needs VNI, port and an IPv4 local address")
 	case key.Kind == kernel.Veth && (s.Peer == "" || s.PeerMAC.IsZero()):
 		return errors.New("a veth pair needs name and MAC of the container's end")
+	case s.Kept && (key.Kind != kernel.Veth || !k.isMesh(s.Peer)):
+		return fmt.Errorf("the end of a pair that is kept is called %q; want a name that starts with %q", s.Peer, k.cfg.MeshPrefix)
+	case !s.Kept && k.isMesh(s.Peer):
+		return fmt.Errorf("the container's end is called %q: names that start with %q are of ends that are kept", s.Peer, k.cfg.MeshPrefix)
 	}
 	return nil
 }
@@ -171,6 +180,16 @@ func incompatible(d device, key kernel.Link, want kernel.LinkSpec) string {
 		return fmt.Sprintf("local: %s, want %s", d.local, want.Local)
 	}
 	return ""
+}
+
+// lost says that the end of a pair that is kept is not in the host's namespace; empty
+// if it is.
+func (k *Kernel) lost(s *space, d device) (string, error) {
+	there, err := k.inHost(s, d)
+	if err != nil || there {
+		return "", err
+	}
+	return "its other end has left the host's namespace", nil
 }
 
 // changeLink brings d, which is of the right kind, to what is wanted, and up.
@@ -244,7 +263,11 @@ func (k *Kernel) changePeer(s *space, d device, want kernel.LinkSpec) error {
 			return fmt.Errorf("rename container's end %s to %s: %w", peer.name, want.Peer, err)
 		}
 	}
-	err = k.host.conn.setLink(want.Peer, 0, []*nl.RtAttr{
+	flags := uint32(0)
+	if want.Kept {
+		flags = unix.IFF_UP
+	}
+	err = k.host.conn.setLink(want.Peer, flags, []*nl.RtAttr{
 		nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(want.Alias)),
 		nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(want.MTU))),
 		nl.NewRtAttr(unix.IFLA_ADDRESS, want.PeerMAC[:]),

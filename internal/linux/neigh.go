@@ -119,6 +119,9 @@ func (s *space) applyFDB(k kernel.FDB, want kernel.Value) error {
 		if err != nil {
 			return err
 		}
+		if d.kind == "veth" {
+			return absentOK(s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_BRIDGE, neigh{index: d.index, flags: unix.NTF_MASTER, mac: k.MAC})))
+		}
 		// One at a time: the kernel stops at the first half it does not find.
 		self := s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_BRIDGE, neigh{index: d.index, flags: unix.NTF_SELF, mac: k.MAC}))
 		var master error
@@ -133,10 +136,17 @@ func (s *space) applyFDB(k kernel.FDB, want kernel.Value) error {
 	if d.master == 0 {
 		return fmt.Errorf("bridge of %s %w", k.Dev, kernel.ErrNotExist)
 	}
-	return s.conn.do(s.conn.neighRequest(unix.RTM_NEWNEIGH, replace, unix.AF_BRIDGE, neigh{
+	n := neigh{
 		index: d.index, state: unix.NUD_NOARP | unix.NUD_REACHABLE, flags: unix.NTF_SELF | unix.NTF_MASTER,
 		mac: k.MAC, ip: want.(kernel.FDBSpec).VTEP,
-	}))
+	}
+	if d.kind == "veth" {
+		if n.ip.IsValid() {
+			return fmt.Errorf("a VTEP is given for %s, which is no VXLAN device", k.Dev)
+		}
+		n.flags = unix.NTF_MASTER // it has no table of its own for frames that go out
+	}
+	return s.conn.do(s.conn.neighRequest(unix.RTM_NEWNEIGH, replace, unix.AF_BRIDGE, n))
 }
 
 // absentOK turns the errors of deleting what is not there into success.

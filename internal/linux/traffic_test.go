@@ -21,6 +21,8 @@ type counting struct {
 }
 
 func (c counting) DumpBridge(int, string) (kernel.State, error) { return kernel.State{}, nil }
+func (c counting) DumpHost(int) (kernel.State, error)           { return kernel.State{}, nil }
+func (c counting) ApplyHost(int, []kernel.Op) error             { return nil }
 func (c counting) ApplyBridge(int, string, []kernel.Op) error {
 	close(c.entered)
 	<-c.release

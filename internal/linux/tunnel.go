@@ -45,11 +45,6 @@ const (
 	sizeofDevconfOne = 4
 )
 
-func isTunnel(key kernel.Key) bool {
-	_, ok := key.(kernel.TaskTunnel)
-	return ok
-}
-
 func tunnelName(addr netip.Addr) string { return fmt.Sprintf("%s%x", tunnelPrefix, addr.AsSlice()) }
 
 func tunnelAlias(addr netip.Addr) string { return aliasPrefix + "tunnel to " + addr.String() }
@@ -120,18 +115,22 @@ func (c *conn) tunnels() ([]netip.Addr, error) {
 	return slices.Collect(maps.Keys(whole)), nil
 }
 
-// dumpTunnels adds the tunnels of a task's namespace that are whole. One that is
-// not is no object: it is made anew if it is wanted; if not, it is left, as it
+// dumpDevices adds the tunnels and routes of a task's namespace that are whole. One
+// that is not is no object: it is made anew if it is wanted; if not, it is left, as it
 // does nothing, and goes with the task.
-func (k *Kernel) dumpTunnels(fd int, sandbox string, out kernel.State) error {
+func (k *Kernel) dumpDevices(fd int, sandbox string, out kernel.State) error {
 	var there []netip.Addr
+	var routes map[netip.Addr]kernel.TaskRouteSpec
 	err := k.inside(fd, sandbox, func() error {
 		c, err := dial()
 		if err != nil {
 			return err
 		}
 		defer c.close()
-		there, err = c.tunnels()
+		if there, err = c.tunnels(); err != nil {
+			return err
+		}
+		routes, err = c.taskRoutes()
 		return err
 	})
 	if err != nil {
@@ -139,6 +138,9 @@ func (k *Kernel) dumpTunnels(fd int, sandbox string, out kernel.State) error {
 	}
 	for _, addr := range there {
 		out[kernel.TaskTunnel{Sandbox: sandbox, Addr: addr}] = kernel.TaskTunnelSpec{}
+	}
+	for addr, spec := range routes {
+		out[kernel.TaskRoute{Sandbox: sandbox, Addr: addr}] = spec
 	}
 	return nil
 }

@@ -63,9 +63,17 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		}
 	case kernel.Sysctl:
 		ns.Must(func() error {
-			return os.WriteFile("/proc/sys/"+strings.ReplaceAll(k.Name, ".", "/"), []byte("1"), 0)
+			value := "1"
+			if strings.HasSuffix(k.Name, "route_localnet") {
+				value = "0"
+			}
+			return os.WriteFile("/proc/sys/"+strings.ReplaceAll(k.Name, ".", "/"), []byte(value), 0)
 		})
 	case kernel.Link:
+		if how == kerneltest.Halved {
+			run(t, w.host, "ip link set down slma")
+			return
+		}
 		run(t, ns, "ip link %s", map[kerneltest.Damage]string{
 			kerneltest.Deleted: "del " + k.Name,
 			kerneltest.Down:    "set down " + k.Name,
@@ -79,7 +87,19 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		} else {
 			run(t, ns, "ip neigh replace %s dev %s lladdr 02:00:00:00:00:99 nud permanent", k.IP, k.Dev)
 		}
+	case kernel.Route:
+		table := "main"
+		if k.NS != "" {
+			table = "local"
+		}
+		run(t, ns, "ip route del %s dev %s table %s", k.Prefix, k.Dev, table)
+	case kernel.Forward, kernel.BackTable, kernel.Back, kernel.TaskRoute, kernel.TaskMesh, kernel.MeshTable, kernel.MeshPort, kernel.MeshNet, kernel.MeshAllow:
+		w.spoilMesh(t, ns, key, how)
 	case kernel.FDB:
+		if k.Dev == "mesh0" {
+			run(t, ns, "bridge fdb del %s dev %s master", k.MAC, k.Dev)
+			return
+		}
 		switch how {
 		case kerneltest.Deleted:
 			run(t, ns, "bridge fdb del %s dev %s self", k.MAC, k.Dev)
@@ -117,6 +137,51 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, w.task(t), "nft delete table ip sluice")
 	default:
 		t.Fatalf("spoil %s: no way known", key)
+	}
+}
+
+func (w world) spoilMesh(t *testing.T, ns *netnstest.NS, key kernel.Key, how kerneltest.Damage) {
+	t.Helper()
+	switch k := key.(type) {
+	case kernel.Forward:
+		switch how {
+		case kerneltest.Deleted:
+			run(t, ns, "iptables -F FORWARD")
+		case kerneltest.Flushed:
+			run(t, ns, "iptables -F SLUICE-MESH")
+		case kerneltest.Reordered:
+			run(t, ns, "iptables -I FORWARD -j DROP")
+			t.Cleanup(func() { run(t, ns, "iptables -D FORWARD -j DROP") })
+		case kerneltest.Intruded:
+			run(t, ns, "iptables -I SLUICE-MESH 2 -s 203.0.113.0/24 -j ACCEPT")
+		}
+	case kernel.BackTable:
+		run(t, ns, "nft delete table bridge sluice-back")
+	case kernel.Back:
+		run(t, ns, "nft delete element bridge sluice-back entries { %s }", k.Block)
+	case kernel.TaskRoute:
+		switch how {
+		case kerneltest.Deleted:
+			run(t, w.task(t), "ip rule del from %s", k.Addr)
+		case kerneltest.Halved:
+			run(t, w.task(t), "ip route del default table %d", tableOf(k.Addr))
+		case kerneltest.Changed:
+			run(t, w.task(t), "ip route change default via 10.255.0.9 dev eth0 proto 115 table %d", tableOf(k.Addr))
+		}
+	case kernel.TaskMesh: // of UDP
+		run(t, w.task(t), "nft flush chain ip sluice reply")
+	case kernel.MeshTable:
+		if how == kerneltest.Flushed {
+			run(t, ns, "nft flush chain ip sluice-mesh forward")
+			return
+		}
+		run(t, ns, "nft delete table ip sluice-mesh")
+	case kernel.MeshPort:
+		run(t, ns, "nft delete element ip sluice-mesh published { %s . %d }", k.Proto, k.Port)
+	case kernel.MeshNet:
+		run(t, ns, "nft flush chain ip sluice-mesh net-%s", k.Dev)
+	case kernel.MeshAllow:
+		run(t, ns, "nft flush chain ip sluice-mesh allow-%s", k.Alias)
 	}
 }
 
@@ -240,7 +305,15 @@ func (w world) Sandbox(t *testing.T) string {
 	if err := os.WriteFile(path, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount(netnstest.New(t).Path(), path, "none", unix.MS_BIND, ""); err != nil {
+	// With devices as the engine leaves them: one on a network, one to the outside.
+	task := netnstest.New(t)
+	run(t, task, "ip link add eth0 type veth peer name eth1")
+	run(t, task, "ip addr add 10.255.0.2/20 dev eth0")
+	run(t, task, "ip addr add 172.18.0.3/16 dev eth1")
+	run(t, task, "ip link set eth0 up")
+	run(t, task, "ip link set eth1 up")
+	run(t, task, "ip route add default via 172.18.0.1")
+	if err := unix.Mount(task.Path(), path, "none", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
 	return path
