@@ -45,6 +45,9 @@ func stands(k kernel.Key) []kernel.Key {
 	bridge := func(ns string) kernel.Key { return kernel.Link{NS: ns, Name: "br0", Kind: kernel.Bridge} }
 	switch k := k.(type) {
 	case kernel.Sysctl:
+		if k.Dev() != "" {
+			return []kernel.Key{on(k.NS, k.Dev())}
+		}
 		return []kernel.Key{kernel.Netns{Name: k.NS}}
 	case kernel.Link:
 		if k.Kind == kernel.Bridge {
@@ -52,11 +55,13 @@ func stands(k kernel.Key) []kernel.Key {
 		}
 		return []kernel.Key{kernel.Netns{Name: k.NS}, bridge(k.NS)}
 	case kernel.Addr:
-		return []kernel.Key{bridge(k.NS)}
+		return []kernel.Key{on(k.NS, k.Dev)}
 	case kernel.Neigh:
-		return []kernel.Key{bridge(k.NS)}
+		return []kernel.Key{on(k.NS, k.Dev)}
+	case kernel.Route:
+		return []kernel.Key{on(k.NS, k.Dev)}
 	case kernel.FDB:
-		return []kernel.Key{kernel.Link{NS: k.NS, Name: k.Dev, Kind: kernel.VXLAN}}
+		return []kernel.Key{on(k.NS, k.Dev)}
 	case kernel.FilterPeer:
 		return []kernel.Key{kernel.Filter{}}
 	case kernel.Member:
@@ -75,8 +80,26 @@ func stands(k kernel.Key) []kernel.Key {
 		return []kernel.Key{kernel.IPVSService{NS: k.NS, Mark: k.Mark}}
 	case kernel.TaskVIP:
 		return []kernel.Key{kernel.TaskTable{Sandbox: k.Sandbox}}
+	case kernel.TaskMesh:
+		return []kernel.Key{kernel.TaskTable{Sandbox: k.Sandbox}}
+	case kernel.Back:
+		return []kernel.Key{kernel.BackTable{NS: k.NS}}
+	case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+		return []kernel.Key{kernel.MeshTable{}}
 	}
 	return nil
+}
+
+// on is the device of that name, or the pair whose end it is.
+func on(ns, name string) kernel.Key {
+	if of, ok := strings.CutPrefix(name, "slm"); ok && ns == "" {
+		return kernel.Link{NS: of, Name: "mesh0", Kind: kernel.Veth}
+	}
+	kind := map[string]kernel.LinkKind{"br0": kernel.Bridge, "vxlan0": kernel.VXLAN}[name]
+	if kind == "" {
+		kind = kernel.Veth
+	}
+	return kernel.Link{NS: ns, Name: name, Kind: kind}
 }
 
 // TestEveryStepOfADifferenceCanBeDone walks the operations one by one, as a
@@ -137,6 +160,8 @@ func TestOperations(t *testing.T) {
 	wider.MTU = 8950
 	entry := kernel.FDB{NS: "sluice-a", Dev: "vxlan0", MAC: hw}
 	there := kernel.FDBSpec{VTEP: netip.MustParseAddr("192.168.0.2")}
+	kept := kernel.Link{NS: "sluice-a", Name: "mesh0", Kind: kernel.Veth}
+	keptSpec := kernel.LinkSpec{Alias: "sluice a", MTU: 1450, Master: "br0", Quiet: true, Peer: "slm1", PeerMAC: hw, Kept: true}
 
 	for _, c := range []struct {
 		name       string
@@ -159,6 +184,46 @@ func TestOperations(t *testing.T) {
 				`- vxlan sluice-a vxlan0 vni 5 port 4799 local 192.168.0.1 master br0 quiet mtu 1450 alias "sluice a"`,
 				`- netns sluice-a`,
 			}},
+		{"a published port is the last to come",
+			kernel.State{kernel.TaskTable{Sandbox: "/run/e1"}: kernel.TaskTableSpec{}},
+			kernel.State{
+				kernel.TaskTable{Sandbox: "/run/e1"}:                kernel.TaskTableSpec{},
+				kernel.MeshPort{Proto: model.TCP, Port: 81}:         kernel.MeshPortSpec{Alias: vip, To: 80},
+				kernel.MeshAllow{Alias: vip}:                        kernel.MeshAllowSpec{From: "192.0.2.0/24"},
+				kernel.MeshTable{}:                                  kernel.MeshTableSpec{Devices: "slm"},
+				kernel.TaskMesh{Sandbox: "/run/e1", Addr: ip}:       kernel.TaskMeshSpec{Pool: netip.MustParsePrefix("250.0.0.0/8"), MAC: hw, Subnet: netip.MustParsePrefix("10.0.0.0/20")},
+				kernel.Sysctl{Name: "net.ipv4.conf.slm1.rp_filter"}: kernel.SysctlSpec{Value: "1"},
+				kept: keptSpec,
+			},
+			[]string{
+				`+ veth sluice-a mesh0 master br0 quiet mtu 1450 peer slm1 peer-mac 02:42:0a:00:00:02 kept alias "sluice a"`,
+				`+ sysctl host net.ipv4.conf.slm1.rp_filter = 1`,
+				`+ translate task e1 mesh to 10.0.0.2 pool 250.0.0.0/8 mac 02:42:0a:00:00:02 subnet 10.0.0.0/20`,
+				`+ mesh host devices slm`,
+				`+ mesh host allow 10.0.0.9 from 192.0.2.0/24`,
+				`+ mesh host port 81/tcp -> 10.0.0.9 port 80`,
+			}},
+		{"and the first to go",
+			kernel.State{
+				kernel.TaskRoute{Sandbox: "/run/e1", Addr: ip}: kernel.TaskRouteSpec{Subnet: netip.MustParsePrefix("10.0.0.0/20"), Gateway: ip},
+				kernel.MeshPort{Proto: model.TCP, Port: 81}:    kernel.MeshPortSpec{Alias: vip, To: 80},
+				kernel.MeshTable{}:                             kernel.MeshTableSpec{Devices: "slm"},
+			},
+			kernel.State{kernel.MeshTable{}: kernel.MeshTableSpec{Devices: "slm"}},
+			[]string{
+				`- mesh host port 81/tcp -> 10.0.0.9 port 80`,
+				`- route task e1 from 10.0.0.2 subnet 10.0.0.0/20 via 10.0.0.2`,
+			}},
+		{"published ports go with their table",
+			kernel.State{kernel.MeshTable{}: kernel.MeshTableSpec{Devices: "slm"}, kernel.MeshPort{Proto: model.TCP, Port: 81}: kernel.MeshPortSpec{Alias: vip, To: 80}},
+			kernel.State{},
+			[]string{`- mesh host devices slm`}},
+		{"a pair that is kept has no end to take",
+			kernel.State{kept: kernel.LinkSpec{Alias: "sluice a", MTU: 1450, Master: "br0", Quiet: true}}, kernel.State{kept: keptSpec},
+			[]string{`~ veth sluice-a mesh0 master br0 quiet mtu 1450 peer slm1 peer-mac 02:42:0a:00:00:02 kept alias "sluice a"  (is: master br0 quiet mtu 1450 alias "sluice a")`}},
+		{"a device that is looser than asked for is left so",
+			kernel.State{kernel.TaskRoute{Sandbox: "/run/e1", Addr: ip}: kernel.TaskRouteSpec{Gateway: ip, Loose: true}},
+			kernel.State{kernel.TaskRoute{Sandbox: "/run/e1", Addr: ip}: kernel.TaskRouteSpec{Gateway: ip}}, nil},
 		{"translations go with their table",
 			kernel.State{kernel.TaskTable{Sandbox: "/run/e1"}: kernel.TaskTableSpec{}, kernel.TaskVIP{Sandbox: "/run/e1", VIP: vip}: kernel.TaskVIPSpec{Addr: ip}},
 			kernel.State{},

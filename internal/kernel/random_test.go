@@ -32,6 +32,9 @@ func states() *rapid.Generator[kernel.State] {
 				task(t, s, fmt.Sprintf("/run/%012d", i))
 			}
 		}
+		if rapid.Bool().Draw(t, "mesh") {
+			published(t, s)
+		}
 		return s
 	})
 }
@@ -58,6 +61,9 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 			Alias: "sluice e", MTU: mtu(t), Master: "br0", Peer: fmt.Sprintf("slc%d", i), PeerMAC: mac(t),
 		}
 	}
+	if rapid.Bool().Draw(t, "entry") {
+		entry(t, s, ns)
+	}
 	if !rapid.Bool().Draw(t, "balancer") {
 		return
 	}
@@ -82,6 +88,39 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 			s[kernel.Slot{NS: ns, VIP: vip, Slot: i}] = kernel.SlotSpec{MAC: m}
 			s[kernel.Alive{NS: ns, VIP: vip, MAC: m}] = kernel.AliveSpec{Drains: rapid.Bool().Draw(t, "drains")}
 			s[kernel.Other{NS: ns, VIP: vip, Client: addrs("10.0.0").Draw(t, "client")}] = kernel.OtherSpec{MAC: m}
+		}
+	}
+}
+
+// entry makes a network one that published ports lead into.
+func entry(t *rapid.T, s kernel.State, ns string) {
+	end, self := "slm"+ns, addrs("10.0.15").Draw(t, "mesh address")
+	block := netip.MustParsePrefix("250.0.16.0/20")
+	s[kernel.Link{NS: ns, Name: "mesh0", Kind: kernel.Veth}] = kernel.LinkSpec{
+		Alias: "sluice x", MTU: mtu(t), Master: "br0", Quiet: true, Peer: end, PeerMAC: mac(t), Kept: true,
+	}
+	s[kernel.FDB{NS: ns, Dev: "mesh0", MAC: model.MACFor(self)}] = kernel.FDBSpec{}
+	s[kernel.Route{NS: ns, Dev: "br0", Prefix: block}] = kernel.RouteSpec{Local: true}
+	s[kernel.Addr{Dev: end, Prefix: netip.PrefixFrom(self, 32)}] = kernel.AddrSpec{}
+	s[kernel.Sysctl{Name: "net.ipv4.conf." + end + ".route_localnet"}] = kernel.SysctlSpec{Value: "1"}
+	s[kernel.Route{Dev: end, Prefix: block}] = kernel.RouteSpec{Via: addrs("10.0.0").Draw(t, "gateway")}
+	s[kernel.BackTable{NS: ns}] = kernel.BackTableSpec{Router: mac(t), Pool: netip.MustParsePrefix("250.0.0.0/8"), Bits: 20}
+	for _, a := range some(t, "250.0.0") {
+		s[kernel.Back{NS: ns, Block: a}] = kernel.BackSpec{MAC: mac(t)}
+	}
+}
+
+// published adds published ports.
+func published(t *rapid.T, s kernel.State) {
+	s[kernel.Forward{}] = kernel.ForwardSpec{Devices: rapid.SampledFrom([]string{"slm", "slx"}).Draw(t, "devices")}
+	s[kernel.MeshTable{}] = kernel.MeshTableSpec{Devices: "slm"}
+	s[kernel.MeshNet{Dev: "slm0"}] = kernel.MeshNetSpec{Source: addrs("10.0.15").Draw(t, "source"), Subnet: netip.MustParsePrefix("10.0.0.0/20")}
+	for _, alias := range some(t, "250.0.16") {
+		s[kernel.MeshMasq{Alias: alias}] = kernel.MeshMasqSpec{}
+		s[kernel.MeshAllow{Alias: alias}] = kernel.MeshAllowSpec{From: rapid.SampledFrom([]string{"", "192.0.2.0/24"}).Draw(t, "from")}
+		for _, p := range somePorts(t) {
+			s[kernel.MeshPort{Proto: p.Proto, Port: p.From}] = kernel.MeshPortSpec{Alias: alias, To: p.To}
+			s[kernel.MeshPort{Bind: alias, Proto: p.Proto, Port: p.From}] = kernel.MeshPortSpec{Alias: alias, To: p.To}
 		}
 	}
 }
@@ -124,6 +163,13 @@ func task(t *rapid.T, s kernel.State, sandbox string) {
 	}
 	for _, own := range some(t, "10.0.0") {
 		s[kernel.TaskTunnel{Sandbox: sandbox, Addr: own}] = kernel.TaskTunnelSpec{}
+		subnet := netip.MustParsePrefix("10.0.0.0/20")
+		s[kernel.TaskRoute{Sandbox: sandbox, Addr: own}] = kernel.TaskRouteSpec{
+			Subnet: subnet, Gateway: addrs("10.0.0").Draw(t, "gateway"), Loose: true, // what is looser than wanted stays
+		}
+		s[kernel.TaskMesh{Sandbox: sandbox, Addr: own}] = kernel.TaskMeshSpec{
+			Pool: netip.MustParsePrefix("250.0.0.0/8"), MAC: mac(t), Subnet: subnet, UDP: rapid.Bool().Draw(t, "udp"),
+		}
 	}
 }
 

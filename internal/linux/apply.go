@@ -128,7 +128,11 @@ func (k *Kernel) applyMesh(ops []kernel.Op) error {
 	if k.cfg.Tables == nil {
 		return errNoTables
 	}
-	return k.cfg.Tables.ApplyHost(k.host.fd(), ops)
+	err := k.cfg.Tables.ApplyHost(k.host.fd(), ops)
+	if err == nil {
+		k.forgetFlows(ops)
+	}
+	return err
 }
 
 // applyNetns makes or deletes a namespace. Its devices go first: the kernel

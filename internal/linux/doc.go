@@ -15,11 +15,22 @@
 // In a task's namespace there are nftables (Tables) and, for packets that IPVS sends
 // in others, a tunnel for each of the task's addresses (tunnel.go).
 //
+// A network that published ports lead into has a pair besides, of which the host keeps
+// its end, and a task behind such a port a rule and a table of routes (taskroute.go):
+//
+//	the host's namespace                          namespace sluice-<id>
+//	FORWARD ─▶ DOCKER-USER ─▶ SLUICE-MESH: ACCEPT
+//	ip sluice-mesh (Tables)                       default route, local routes of aliases
+//	slm… ── address, route of the aliases ─── veth ─── mesh0, quiet port of the bridge
+//
 // What is ours, and nothing else is reported or changed:
 //
 //   - namespaces under Config.NetnsDir whose name starts with Config.NetnsPrefix;
 //   - devices in them whose ifalias starts with "sluice ", and what is on those;
-//   - the chain SLUICE-VXLAN and the jumps to it;
+//   - the chains SLUICE-VXLAN and SLUICE-MESH, and the jumps to them;
+//   - the host's end of a network, by Config.MeshPrefix and our ifalias, and what is on it;
+//   - routes by devices of ours, and rules and routes in a task's namespace, that are
+//     marked with protocol 115;
 //   - a container's end in the host's namespace that carries our prefix and our
 //     ifalias while none of our namespaces has its other end (an orphan);
 //   - devices of kind ipip in a task's namespace, called slt and their address in
@@ -31,8 +42,10 @@
 // is down is reported without MTU (it carries no packet of any size); a
 // forwarding entry of which one half is missing is reported with the zero
 // address as VTEP; a filter chain with foreign, doubled or misplaced rules, or
-// without its jump, is reported with port 0; a tunnel that lacks anything is not
-// reported.
+// without its jump, is reported with port 0, that of the mesh without devices; a
+// tunnel that lacks anything is not reported; a pair whose end on the host is down or
+// has another MTU is reported as one that is not kept; a task's routes of which one is
+// missing are reported with the zero value.
 //
 // Be aware: the MAC of a kernel.LinkSpec belongs to bridges only (the kernel
 // chooses the others), addresses are IPv4, and deleting a sysctl forgets it but

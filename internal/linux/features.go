@@ -167,6 +167,26 @@ func (k *Kernel) HasTunnel() error {
 	return nil
 }
 
+// meshProbe is what Tables may offer besides.
+type meshProbe interface{ ProbeMesh(nsFD int) error }
+
+// HasMesh tries, in a network namespace of its own that nobody else sees, whether this
+// kernel has what published ports need. The error is nil if it has, wraps
+// kernel.ErrUnsupported if it has not; any other means that it could not be found out.
+func (k *Kernel) HasMesh() error {
+	p, ok := k.cfg.Tables.(meshProbe)
+	if !ok {
+		return fmt.Errorf("the routing mesh %w: no adapter is configured", kernel.ErrUnsupported)
+	}
+	return scratch(func(*conn) error {
+		ns, _, err := openNetns("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		return errors.Join(p.ProbeMesh(int(ns.Fd())), ns.Close())
+	})
+}
+
 // probeTables asks the nftables adapter, in the calling thread's namespace.
 func (k *Kernel) probeTables(out *[]Feature) error {
 	const name, use = "nftables", "spreads connections to virtual IPs; without it services have none"

@@ -37,13 +37,13 @@ func TestLinuxWithMeshKeepsContract(t *testing.T) {
 	})
 }
 
-// With all there is. A kernel that has ip_vs and no ipip is not known.
-func TestLinuxWithIPVSAndTunnelsKeepsContract(t *testing.T) {
+// A kernel that has ip_vs and no ipip is not known.
+func TestLinuxWithAllKeepsContract(t *testing.T) {
 	kerneltest.Contract(t, func(t *testing.T) kerneltest.Subject {
 		netnstest.Need(t, netnstest.NFTables, netnstest.IPVS, netnstest.IPIP)
 		k, w := newHost(t, nft.Tables{})
 		k.cfg.IPVS = ipvs.New()
-		return kerneltest.Subject{Kernel: k, World: w, Tables: true, IPVS: true, Tunnels: true}
+		return kerneltest.Subject{Kernel: k, World: w, Tables: true, IPVS: true, Tunnels: true, Mesh: true}
 	})
 }
 
@@ -70,6 +70,18 @@ func TestHasIPVSSaysWhatTheKernelHas(t *testing.T) {
 		t.Errorf("a kernel with IPVS: %v", err)
 	} else if lacking != nil && !errors.Is(err, kernel.ErrUnsupported) {
 		t.Errorf("a kernel without IPVS: %v, want %v", err, kernel.ErrUnsupported)
+	}
+}
+
+func TestHasMeshSaysWhatTheKernelHas(t *testing.T) {
+	netnstest.Need(t, netnstest.NFTables)
+	k, _ := newHost(t, nil)
+	if err := k.HasMesh(); !errors.Is(err, kernel.ErrUnsupported) {
+		t.Errorf("without an adapter: %v, want %v", err, kernel.ErrUnsupported)
+	}
+	k.cfg.Tables = nft.Tables{}
+	if err := k.HasMesh(); err != nil { // the lab of the mesh runs on it
+		t.Error(err)
 	}
 }
 

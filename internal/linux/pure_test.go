@@ -43,6 +43,33 @@ func TestChainAsState(t *testing.T) {
 	}
 }
 
+func TestForwardAsState(t *testing.T) {
+	whole := meshRules("slm")
+	for _, tc := range []struct {
+		name    string
+		rules   forwardRules
+		devices string // "-": no object
+	}{
+		{"nothing", forwardRules{}, "-"},
+		{"whole", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump, "-j RETURN"}}}, "slm"},
+		{"without an engine", forwardRules{true, false, whole, map[string][]string{forwardChain: {"-i x -j ACCEPT", meshJump}}}, "slm"},
+		{"without jump", forwardRules{true, true, whole, map[string][]string{engineChain: {"-j RETURN"}}}, ""},
+		{"jump behind RETURN", forwardRules{true, true, whole, map[string][]string{engineChain: {"-j RETURN", meshJump}}}, ""},
+		{"two jumps", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump, meshJump}}}, ""},
+		{"jump from before the engine came", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump}, forwardChain: {meshJump}}}, ""},
+		{"empty", forwardRules{true, true, nil, map[string][]string{engineChain: {meshJump}}}, ""},
+		{"foreign rule", forwardRules{true, true, append([]string{"-j DROP"}, whole...), map[string][]string{engineChain: {meshJump}}}, ""},
+	} {
+		want := kernel.State{}
+		if tc.devices != "-" {
+			want[kernel.Forward{}] = kernel.ForwardSpec{Devices: tc.devices}
+		}
+		if got := tc.rules.state(); got.Text() != want.Text() {
+			t.Errorf("%s:\n%swant\n%s", tc.name, got.Text(), want.Text())
+		}
+	}
+}
+
 // passes is what the kernel does with a packet of src.
 func passes(rules []string, src netip.Addr) bool {
 	for _, r := range rules {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -258,12 +259,7 @@ func (c *conn) applyTaskRoute(addr netip.Addr, want kernel.Value) error {
 }
 
 func hasRoute(all []route, r route) bool {
-	for _, a := range all {
-		if a == r {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(all, r)
 }
 
 // outside is an address of nobody (TEST-NET-1, RFC 5737), for asking how the task

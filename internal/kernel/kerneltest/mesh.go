@@ -74,7 +74,7 @@ func meshChanges(path string) []changeCase {
 		link("kept pair's MAC", pair, func(l *kernel.LinkSpec) { l.PeerMAC = other }),
 		put(kernel.Addr{Dev: meshEnd, Prefix: netip.PrefixFrom(meshOther, 32)}, kernel.AddrSpec{}),
 		put(kernel.Neigh{Dev: meshEnd, IP: gateway}, kernel.NeighSpec{MAC: other}),
-		put(kernel.Route{Dev: meshEnd, Prefix: ownBlock}, kernel.RouteSpec{Via: meshAddr}),
+		put(kernel.Route{Dev: meshEnd, Prefix: ownBlock}, kernel.RouteSpec{Via: remote}),
 		put(kernel.Route{NS: netA, Dev: bridge, Prefix: ownBlock}, kernel.RouteSpec{Via: meshAddr}),
 		put(kernel.Route{NS: netA, Dev: bridge, Prefix: anywhere}, kernel.RouteSpec{Via: meshOther}),
 		put(kernel.BackTable{NS: netA}, kernel.BackTableSpec{Router: other, Pool: meshPool, Bits: 24}),

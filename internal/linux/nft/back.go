@@ -55,10 +55,10 @@ func backRuleset(spec kernel.BackTableSpec) ruleset {
 	}
 }
 
-// netMask is a mask of IPv4 with that many bits set.
+// netMask is a mask of IPv4 with that many bits set; none for a number that it does
+// not have.
 func netMask(bits int) []byte {
-	b := netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), bits).Masked().Addr().As4()
-	return b[:]
+	return octets(netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), bits).Masked().Addr())
 }
 
 // inPrefix matches if what load puts into r0 is an address in the prefix.
@@ -69,7 +69,7 @@ func notInPrefix(load expr.Any, p netip.Prefix) []expr.Any {
 	return part(load, masked(p), isNot(r0, octets(p.Addr())...))
 }
 
-func masked(p netip.Prefix) expr.Any { return mask(r0, netMask(max(p.Bits(), 0))...) }
+func masked(p netip.Prefix) expr.Any { return mask(r0, netMask(p.Bits())...) }
 func equals(p netip.Prefix) expr.Any { return is(r0, octets(p.Addr())...) }
 
 // octets are those of an IPv4 address; of anything else, which nobody wants, zeros.
@@ -120,6 +120,11 @@ func dumpBack(nsFD int, ns string) (kernel.State, error) {
 	if err != nil {
 		return nil, err
 	}
+	return backState(f, ns)
+}
+
+// backState says what the table holds.
+func backState(f found, ns string) (kernel.State, error) {
 	st := kernel.State{}
 	if rules := f.rules[chainPrerouting]; len(rules) > 0 {
 		if spec, ok := parseBackText(uncomment(rules[0])); ok {

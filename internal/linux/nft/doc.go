@@ -84,6 +84,21 @@
 // packets the backend's address, table bridge sluice-lift takes the answers out of
 // the bridge for it, see liftRuleset.
 //
+// # The routing mesh
+//
+// Published ports of the host lead to an alias of a VIP, which is a VIP as any other
+// to the balancer of the network, of whichever kind. Three tables are besides:
+//
+//	client ─▶ host   ip sluice-mesh     port → alias . the task's port       meshRuleset
+//	           └▶ slm…/mesh0 ─▶ br0: the balancer chooses ─▶ task
+//	                             ip sluice, in the task   alias → own address  taskmesh.go
+//	client ◀─ host ◀─ mesh0 ◀─ br0 ◀─ bridge sluice-back ◀─ task             backRuleset
+//	                                   alias → MAC of the node that it belongs to
+//
+// A port is one element of a map, so a thousand of them cost what one does. A block of
+// aliases belongs to one node: of two nodes that the same client port comes by, each
+// has its own alias, and the task's conntrack can tell them apart.
+//
 // # How it is changed
 //
 // Apply makes one transaction: packets meet the state before or the state after.
@@ -120,6 +135,14 @@
 //     client port to two such ports of a VIP are all answered from the first.
 //   - SCTP gets the backend's address, but never another port: its checksum is
 //     one that kernels before 5.15 cannot mend.
+//   - Published ports: UDP is for one network of a task, as TaskMeshSpec says. A server
+//     that is bound to no address, in a task without a default route, cannot answer
+//     clients outside. A container of this host is known by its bridge's name (docker…,
+//     br-…); one behind another is seen with its own address. Other tables of a task
+//     that drop or translate 250.0.0.0/8 come in between.
+//   - A datagram's flow that is older than the publication of its port, or than its
+//     end, goes on as it was while it lasts: conntrack knows it, and whoever publishes
+//     has to delete it there (sluice/internal/linux does).
 //   - In a task, conntrack gives a connection to the VIP that has the same client
 //     port as one to the task itself another port in the server's eyes.
 package nft

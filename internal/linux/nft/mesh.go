@@ -18,11 +18,11 @@ const meshTable = "sluice-mesh"
 
 // The sets of table ip sluice-mesh. Apply writes all of them.
 const (
-	mapBound     = "bound"      // ip daddr . protocol . port -> alias . port
-	mapPublished = "published"  // protocol . port -> alias . port
-	setMasq      = "masquerade" // ip daddr: aliases whose tasks see the node
-	mapNets      = "nets"       // oifname -> the network's chain
-	mapAllow     = "allow"      // ip daddr: aliases -> the chain that says who may connect
+	mapBound     = "bound"     // ip daddr . protocol . port -> alias . port
+	mapPublished = "published" // protocol . port -> alias . port
+	setMasq      = "masked"    // ip daddr: aliases whose tasks see the node
+	mapNets      = "nets"      // oifname -> the network's chain
+	mapAllow     = "allow"     // ip daddr: aliases -> the chain that says who may connect
 )
 
 const (
@@ -144,7 +144,7 @@ func parseNetText(s string) (kernel.MeshNetSpec, bool) {
 	}
 	source, err1 := netip.ParseAddr(f[4])
 	subnet, err2 := netip.ParsePrefix(f[6])
-	return kernel.MeshNetSpec{Source: source, Subnet: subnet}, err1 == nil && err2 == nil
+	return kernel.MeshNetSpec{Source: source, Subnet: subnet}, err1 == nil && err2 == nil && source.Is4() && checkPrefix("subnet", subnet) == nil
 }
 
 // allowRules are the rules of the chain of an alias.
@@ -175,6 +175,10 @@ func parseAllow(comments []string) kernel.MeshAllowSpec {
 	return kernel.MeshAllowSpec{From: strings.Join(from, " ")}
 }
 
+// brokenAllow is what a dump says of a list that is there in part only: the empty one
+// allows nobody.
+const brokenAllow = "?"
+
 // meshSets are the sets that Apply writes: all.
 func meshSets() []string { return []string{mapBound, mapPublished, setMasq, mapNets, mapAllow} }
 
@@ -183,8 +187,8 @@ func nameKey(dev string) string { return dev + strings.Repeat("\x00", unix.IFNAM
 
 // DumpHost returns what table ip sluice-mesh of the host's namespace, open at nsFD,
 // holds. Unless it is intact there is no MeshTable, but what is in the sets, as far
-// as they can be read. A network or a list of who may connect that is there in part
-// only has the zero value.
+// as they can be read. A network that is there in part only has the zero value; a
+// list of who may connect is from "?".
 //
 // kernel.ErrInterrupted: the rules of the namespace changed all the while.
 func (Tables) DumpHost(nsFD int) (kernel.State, error) {
@@ -192,6 +196,11 @@ func (Tables) DumpHost(nsFD int) (kernel.State, error) {
 	if err != nil {
 		return nil, err
 	}
+	return meshState(f)
+}
+
+// meshState says what the table holds.
+func meshState(f found) (kernel.State, error) {
 	st := kernel.State{}
 	if rules := f.rules[chainPrerouting]; len(rules) > 0 {
 		text := uncomment(rules[0])
@@ -250,7 +259,9 @@ func meshChains(f found, st kernel.State) error {
 		if dev, ok := strings.CutPrefix(name, netPrefix); ok && len(dev) < unix.IFNAMSIZ {
 			var spec kernel.MeshNetSpec
 			if rules := f.rules[name]; len(rules) > 0 {
-				spec, _ = parseNetText(uncomment(rules[0]))
+				if s, ok := parseNetText(uncomment(rules[0])); ok {
+					spec = s
+				}
 			}
 			ok, err := f.hasChain(mapNets, nameKey(dev), name, netRules(dev, spec))
 			if err != nil {
@@ -275,7 +286,7 @@ func meshChains(f found, st kernel.State) error {
 				}
 			}
 			if !whole {
-				spec = kernel.MeshAllowSpec{From: "?"}
+				spec = kernel.MeshAllowSpec{From: brokenAllow}
 			}
 			st[kernel.MeshAllow{Alias: alias}] = spec
 		}

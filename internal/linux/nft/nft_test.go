@@ -57,7 +57,18 @@ func TestCommentsAreShort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range slices.Concat(rs.rules, taskRuleset().rules, liftRuleset(kernel.LiftTableSpec{Router: model.MAC{0xff}}).rules, picks) {
+	all := netip.MustParsePrefix("255.255.255.255/32")
+	allows, err := allowRules(all.Addr(), kernel.MeshAllowSpec{From: all.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range slices.Concat(
+		rs.rules, taskRuleset().rules, liftRuleset(kernel.LiftTableSpec{Router: model.MAC{0xff}}).rules, picks,
+		backRuleset(kernel.BackTableSpec{Router: model.MAC{0xff}, Pool: all, Bits: 32}).rules,
+		meshRuleset(kernel.MeshTableSpec{Devices: strings.Repeat("x", 15)}).rules,
+		netRules(strings.Repeat("x", 15), kernel.MeshNetSpec{Source: all.Addr(), Subnet: all}), allows,
+		meshed{all.Addr(), kernel.TaskMeshSpec{Pool: all, MAC: model.MAC{0xff}, Subnet: all, UDP: true, Default: all.Addr()}}.rules(),
+	) {
 		c, err := r.comment(rs.family)
 		if err != nil {
 			t.Fatal(err)
@@ -129,5 +140,40 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Error(err)
 		}
+		rules := map[string][]string{chainPrerouting: {comment}, netPrefix + "slm0": {comment}, allowPrefix + "10.0.0.1": {comment}}
+		meshed := found{exists: true, rules: rules, elems: map[string]map[string]string{
+			mapBound: m, mapPublished: m, setMasq: m, mapNets: m, mapAllow: m, mapEntries: m,
+		}, chains: map[string]chain{netPrefix + "slm0": {name: netPrefix + "slm0"}, allowPrefix + "10.0.0.1": {name: allowPrefix + "10.0.0.1"}}}
+		if _, err := meshState(meshed); err != nil {
+			t.Error(err)
+		}
+		if _, err := backState(meshed, "sluice-fuzz"); err != nil {
+			t.Error(err)
+		}
+		if _, err := withMesh(taskRuleset(), foundMeshes(meshed)).intact(meshed); err != nil {
+			t.Error(err)
+		}
 	})
+}
+
+func TestMeshTextsReadBack(t *testing.T) {
+	pool, subnet := netip.MustParsePrefix("250.0.0.0/8"), netip.MustParsePrefix("10.255.0.0/20")
+	own, gw := netip.MustParseAddr("10.255.0.3"), netip.MustParseAddr("172.18.0.3")
+	for _, m := range []meshed{
+		{own, kernel.TaskMeshSpec{Pool: pool, MAC: model.MACFor(own), Subnet: subnet}},
+		{own, kernel.TaskMeshSpec{Pool: pool, MAC: model.MACFor(own), Subnet: subnet, UDP: true, Default: gw}},
+	} {
+		if got, ok := parseMeshed(m.text()); !ok || got != m {
+			t.Errorf("%q reads back as %v, %v", m.text(), got, ok)
+		}
+	}
+	for _, s := range []string{
+		"mesh 10.255.0.3 from 250.0.0.1/8 at 02:42:0a:ff:00:03 in 10.255.0.0/20", // host bits
+		"mesh ::1 from 250.0.0.0/8 at 02:42:0a:ff:00:03 in 10.255.0.0/20",
+		"mesh 10.255.0.3 from ::/0 at 02:42:0a:ff:00:03 in 10.255.0.0/20 udp ::1", "mesh", "",
+	} {
+		if m, ok := parseMeshed(s); ok {
+			t.Errorf("%q is taken for %v", s, m)
+		}
+	}
 }

@@ -78,10 +78,10 @@ type service struct {
 // planned by itself: in the lab, unlike in a swarm, a task may serve two.
 func (l *lab) plan(h *host, services ...service) kernel.State {
 	st := kernel.State{}
-	lb.Plan(l.view(h), st)
+	lb.Plan(l.view(h), nil, st)
 	for _, s := range services {
 		if h.network.Subnet.Contains(netip.MustParseAddr(s.vip)) {
-			lb.Plan(l.view(h, s), st)
+			lb.Plan(l.view(h, s), nil, st)
 		}
 	}
 	if st[kernel.LiftTable{NS: h.name}] != nil { // for the one of them that needs it

@@ -32,6 +32,37 @@ type feature struct {
 // nothing about the kernel.
 func (Tables) Probe(nsFD int) error { return probe(nsFD, features()) }
 
+// ProbeMesh is Probe for what published ports need besides: of the host, and of tasks
+// that answer UDP.
+func (Tables) ProbeMesh(nsFD int) error { return probe(nsFD, meshFeatures()) }
+
+// meshFeatures are those of the routing mesh, from the parts to the whole.
+func meshFeatures() []feature {
+	// TEST-NET-1 and 2 (RFC 5737).
+	own, gw := netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.AddrFrom4([4]byte{198, 51, 100, 1})
+	subnet := netip.PrefixFrom(own, 24).Masked()
+	host := meshRuleset(kernel.MeshTableSpec{Devices: "probe"})
+	back := backRuleset(kernel.BackTableSpec{Router: model.MAC{2}, Pool: subnet, Bits: 24})
+	task := withMesh(taskRuleset(), []meshed{{own, kernel.TaskMeshSpec{Pool: subnet, MAC: model.MAC{2}, Subnet: subnet, UDP: true, Default: gw}}})
+	for _, rs := range []*ruleset{&host, &back, &task} {
+		rs.table = probeTable
+	}
+	base := chain{name: "c", typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: meshPriority}
+	ip := func(parts ...[]expr.Any) ruleset {
+		return ruleset{
+			family: nftables.TableFamilyIPv4, table: probeTable, chains: []chain{base},
+			rules: []rule{newRule(base.name, "probe", parts...)},
+		}
+	}
+	return []feature{
+		{"types of addresses (fib)", "CONFIG_NFT_FIB_IPV4", ip(part(&expr.Fib{Register: r0, FlagDADDR: true, ResultADDRTYPE: true}, is(r0, native(unix.RTN_LOCAL)...)))},
+		{"sockets", "CONFIG_NFT_SOCKET", ip(part(&expr.Socket{Key: expr.SocketKeyTransparent, Register: r0}))},
+		{"the host's published ports", "CONFIG_NFT_NAT", host},
+		{"the way back", "CONFIG_NF_TABLES_BRIDGE", back},
+		{"published ports in a task", "CONFIG_NFT_REJECT", task},
+	}
+}
+
 // probe tries a list of features.
 func probe(nsFD int, list []feature) error {
 	var missing []error

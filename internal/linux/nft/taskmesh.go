@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -57,23 +56,29 @@ type meshed struct {
 	spec kernel.TaskMeshSpec
 }
 
-// text is what the first rule of it says.
-func (m meshed) text() string { return "mesh to " + m.addr.String() + ", " + m.spec.String() }
+// text is what the first rule of it says: all of it, in no more octets than a
+// comment has room for.
+func (m meshed) text() string {
+	s := fmt.Sprintf("mesh %s from %s at %s in %s", m.addr, m.spec.Pool, m.spec.MAC, m.spec.Subnet)
+	if m.spec.UDP {
+		s += " udp " + m.spec.Default.String()
+	}
+	return s
+}
 
 // parseMeshed is the reverse of text.
 func parseMeshed(text string) (m meshed, ok bool) {
-	f := strings.Fields(strings.ReplaceAll(text, ",", ""))
-	if len(f) < 9 {
+	f := strings.Fields(text)
+	if len(f) != 8 && len(f) != 10 {
 		return m, false
 	}
 	var errs [5]error
-	m.addr, errs[0] = netip.ParseAddr(f[2])
-	m.spec.Pool, errs[1] = netip.ParsePrefix(f[4])
-	m.spec.MAC, errs[2] = model.ParseMAC(f[6])
-	m.spec.Subnet, errs[3] = netip.ParsePrefix(f[8])
-	m.spec.UDP = len(f) > 9 && f[9] == "udp"
-	if len(f) > 11 && f[10] == "default" {
-		m.spec.Default, errs[4] = netip.ParseAddr(f[11])
+	m.addr, errs[0] = netip.ParseAddr(f[1])
+	m.spec.Pool, errs[1] = netip.ParsePrefix(f[3])
+	m.spec.MAC, errs[2] = model.ParseMAC(f[5])
+	m.spec.Subnet, errs[3] = netip.ParsePrefix(f[7])
+	if m.spec.UDP = len(f) == 10; m.spec.UDP {
+		m.spec.Default, errs[4] = netip.ParseAddr(f[9])
 	}
 	for _, err := range errs {
 		if err != nil {
@@ -122,7 +127,7 @@ func (m meshed) rules() []rule {
 	isNew := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitNEW)...), isNot(r0, 0, 0, 0, 0))
 	// The expression ends the rule where there is no socket; what it says of one is nothing to us.
 	socket := part(&expr.Socket{Key: expr.SocketKeyTransparent, Register: r0})
-	from, set := ipSaddr(r0), func(at uint32, a netip.Addr) []expr.Any {
+	from, write := ipSaddr(r0), func(at uint32, a netip.Addr) []expr.Any {
 		return part(&expr.Immediate{Register: r0, Data: octets(a)}, setIP(at, r0))
 	}
 	return []rule{
@@ -133,28 +138,28 @@ func (m meshed) rules() []rule {
 
 		newRule(chainLook, "new datagrams", isNew, udp, inPrefix(ipDaddr(r0), m.spec.Pool),
 			notInPrefix(from, m.spec.Subnet), m.byDevice(), goTo(chainLookAt)),
-		newRule(chainLookAt, "at the default", set(ipDst, m.spec.Default)),
+		newRule(chainLookAt, "at the default", write(ipDst, m.spec.Default)),
 		newRule(chainLookAt, "somebody there", socket, ret()),
-		newRule(chainLookAt, "at its own", set(ipDst, m.addr)),
+		newRule(chainLookAt, "at its own", write(ipDst, m.addr)),
 		newRule(chainLookAt, "somebody there", socket, ret()),
-		newRule(chainLookAt, "nobody", set(ipDst, m.spec.Default)),
+		newRule(chainLookAt, "nobody", write(ipDst, m.spec.Default)),
 
 		newRule(chainNobody, "new datagrams", isNew, udp, m.toAlias(), goTo(chainNobodyAt)),
 		newRule(chainNobodyAt, "somebody there", socket, ret()),
 		newRule(chainNobodyAt, "refuse", part(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable})),
 
 		newRule(chainReply, "answers", udp,
-			part(&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, is(r0, ipDirReply)), m.toAlias(), set(ipSrc, m.addr)),
+			part(&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, is(r0, ipDirReply)), m.toAlias(), write(ipSrc, m.addr)),
 		newRule(chainReply, "errors", protocol(unix.IPPROTO_ICMP), part(ipSaddr(r0), is(r0, octets(m.spec.Default)...)),
 			part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitRELATED)...), isNot(r0, 0, 0, 0, 0)),
-			m.toAlias(), set(ipSrc, m.addr)),
+			m.toAlias(), write(ipSrc, m.addr)),
 	}
 }
 
 // portUnreachable is ICMP_PORT_UNREACH (RFC 792).
 const portUnreachable = 3
 
-// meshChains are the chains that UDP needs besides.
+// udpChains are the chains that UDP needs besides.
 func udpChains() []chain {
 	return []chain{
 		{name: chainLook, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: lookPriority},
@@ -219,7 +224,7 @@ func meshOps(have []meshed, ops []kernel.Op) ([]meshed, error) {
 	for a, s := range all {
 		out = append(out, meshed{a, s})
 	}
-	slices.SortFunc(out, func(a, b meshed) int { return cmp.Or(a.addr.Compare(b.addr)) })
+	slices.SortFunc(out, func(a, b meshed) int { return a.addr.Compare(b.addr) })
 	udp := slices.DeleteFunc(slices.Clone(out), func(m meshed) bool { return !m.spec.UDP })
 	if len(udp) > 1 {
 		return nil, fmt.Errorf("UDP is published on the networks of %s and %s; one for each task %w", udp[0].addr, udp[1].addr, kernel.ErrUnsupported)

@@ -1,0 +1,228 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/kernel"
+	"sluice/internal/model"
+	"sluice/internal/netnstest"
+)
+
+type asker = func(from *netnstest.NS, local, to string) (said, error)
+
+func askers() map[string]asker { return map[string]asker{"TCP": askTCP, "UDP": askUDP} }
+
+// want asks as often as there are backends, twice: all answer, and see that client.
+func (l *meshLab) want(t *testing.T, name string, ask asker, from *netnstest.NS, to, client string) {
+	t.Helper()
+	got := map[string]int{}
+	for range 4 {
+		a, err := ask(from, "", to)
+		if err != nil {
+			t.Errorf("%s to %s: %v", name, to, err)
+			return
+		}
+		got[a.server]++
+		if host, _, _ := net.SplitHostPort(a.client); host != client {
+			t.Errorf("%s to %s: seen as %s, want %s", name, to, a.client, client)
+		}
+	}
+	if got["a"] != 2 || got["b"] != 2 {
+		t.Errorf("%s to %s: answered by %v, want each twice", name, to, got)
+	}
+}
+
+func TestMesh(t *testing.T) { onBoth(t, meshAnswers) }
+
+func meshAnswers(t *testing.T, l *meshLab) {
+	const client = "192.0.2.4"
+	for _, h := range l.hosts {
+		t.Run(fmt.Sprintf("entry %d", h.n), func(t *testing.T) {
+			for name, ask := range askers() {
+				l.want(t, name+" from outside", ask, l.client, h.at(keepPort), client)
+				l.want(t, name+" to a server bound to its own", ask, l.client, h.at(ownPort), client)
+				l.want(t, name+" masqueraded", ask, l.client, h.at(masqPort), h.mesh.String())
+				l.want(t, name+" by 127.0.0.1", ask, h.w.host, fmt.Sprintf("127.0.0.1:%d", keepPort), h.mesh.String())
+				l.want(t, name+" by the host's own address", ask, h.w.host, h.at(keepPort), h.mesh.String())
+				l.want(t, name+" from who is allowed", ask, l.far, h.at(allowPort), "198.51.100.2")
+				other := l.hosts[h.n%3]
+				l.want(t, name+" from another node", ask, other.w.host, h.at(keepPort), other.addr.String())
+				for what, port := range map[string]int{"no backend": emptyPort, "no server": closedPort} {
+					if a, err := ask(l.client, "", h.at(port)); !errors.Is(err, unix.ECONNREFUSED) {
+						t.Errorf("%s, %s: %v, %v; want it refused", name, what, a, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// One client port to three entries at once is three connections, whichever tasks get them.
+func TestMeshByAllEntriesAtOnce(t *testing.T) { onBoth(t, meshByAllEntries) }
+
+func meshByAllEntries(t *testing.T, l *meshLab) {
+	for i := range 20 {
+		local := fmt.Sprintf("192.0.2.4:%d", 40000+i)
+		for _, network := range []string{"tcp4", "udp4"} {
+			var conns []net.Conn
+			for _, h := range l.hosts {
+				c, err := dialMesh(l.client, network, local, h.at(keepPort))
+				if err != nil {
+					t.Fatalf("round %d, %s by host %d: %v", i, network, h.n, err)
+				}
+				conns = append(conns, c)
+			}
+			for n, c := range conns {
+				if a, err := question(c); err != nil || a.server == "" {
+					t.Errorf("round %d, %s by host %d: %v, %v", i, network, n+1, a, err)
+				}
+			}
+			for _, c := range conns {
+				if tcp, ok := c.(*net.TCPConn); ok {
+					tcp.SetLinger(0) // the port is free at once
+				}
+				c.Close()
+			}
+		}
+	}
+}
+
+// A router on the way says that packets are too large, of which the client knows nothing.
+func TestMeshFindsThePathMTU(t *testing.T) { onBoth(t, meshFindsMTU) }
+
+func meshFindsMTU(t *testing.T, l *meshLab) {
+	for _, h := range l.hosts {
+		for range 2 { // each backend
+			c, err := dialMesh(l.far, "tcp4", "", h.at(bulkPort))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := io.Copy(io.Discard, c)
+			if err != nil || n < 1<<20 {
+				t.Errorf("by host %d: %d octets came, then %v", h.n, n, err)
+			}
+			c.Close()
+		}
+	}
+}
+
+// Nobody gets past the published ports.
+func TestMeshKeepsStrangersOut(t *testing.T) { onBoth(t, meshKeepsOut) }
+
+func meshKeepsOut(t *testing.T, l *meshLab) {
+	h := l.hosts[0]
+	run(t, l.client, "ip route add %s via %s", meshAliases, h.addr)
+	run(t, l.client, "ip route add %s via %s", meshSubnet, h.addr)
+	short := func(from *netnstest.NS, to string) error {
+		return from.Do(func() error {
+			c, err := net.DialTimeout("tcp4", to, 300*time.Millisecond) // what is let in answers within milliseconds
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
+	for name, to := range map[string]string{
+		"an alias":            fmt.Sprintf("%s:80", h.alias(100)),
+		"a task":              fmt.Sprintf("%s:80", taskAddr(1)),
+		"who is not allowed":  h.at(allowPort),
+		"a port of the alias": fmt.Sprintf("%s:9000", h.alias(100)),
+	} {
+		if err := short(l.client, to); err == nil {
+			t.Errorf("%s: a stranger was let in", name)
+		}
+	}
+	// A task that takes the host's end for its gateway.
+	run(t, h.task, "ip route add 192.0.2.0/24 via %s dev eth0", h.mesh)
+	ln := listenOn(t, h.w.host)
+	if err := short(h.task, fmt.Sprintf("%s:%d", h.addr, ln)); err == nil {
+		t.Error("a task got to its host through the mesh")
+	}
+}
+
+// listenOn starts a server in a namespace and returns its port.
+func listenOn(t *testing.T, ns *netnstest.NS) int {
+	t.Helper()
+	var port int
+	ns.Must(func() error {
+		ln, err := net.Listen("tcp4", "0.0.0.0:0")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { ln.Close() })
+		port = ln.Addr().(*net.TCPAddr).Port
+		return nil
+	})
+	return port
+}
+
+// The engine attaches the way outside after the plugin has prepared the task, and
+// may change it.
+func TestMeshFollowsTheDefaultRoute(t *testing.T) { onBoth(t, meshFollows) }
+
+func meshFollows(t *testing.T, l *meshLab) {
+	h := l.hosts[0]
+	want := l.state(h)
+	run(t, h.task, "ip addr add 172.18.0.77/16 dev eth1")
+	run(t, h.task, "ip route change default via 172.18.0.1 src 172.18.0.77")
+	if len(kernel.Diff(h.dump(t), want)) == 0 {
+		t.Fatal("another default source, and no difference is seen")
+	}
+	h.lead(t, want)
+	if ops := kernel.Diff(h.dump(t), want); len(ops) > 0 {
+		t.Fatalf("still to do: %v", ops)
+	}
+	l.want(t, "UDP", askUDP, l.client, h.at(keepPort), "192.0.2.4")
+	if s := run(t, h.task, "nft list table ip sluice"); !strings.Contains(s, "172.18.0.77") {
+		t.Errorf("the table does not have the new one:\n%s", s)
+	}
+}
+
+// A client that sends all the time gets to what is published now, not to what was
+// there when it began.
+func TestMeshTakesOverOldFlows(t *testing.T) {
+	l := newMeshLab(t, false)
+	h := l.hosts[0]
+	c, err := dialMesh(l.client, "udp4", "", h.at(88))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if a, err := question(c); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Fatalf("before: %v, %v; want it refused", a, err)
+	}
+	want := l.state(h)
+	port := kernel.MeshPort{Proto: model.UDP, Port: 88}
+	want[port] = kernel.MeshPortSpec{Alias: h.alias(100), To: 80}
+	h.lead(t, want)
+	if a, err := question(c); err != nil || a.server == "" {
+		t.Fatalf("published: %v, %v", a, err)
+	}
+	delete(want, port)
+	h.lead(t, want)
+	if a, err := question(c); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Fatalf("afterwards: %v, %v; want it refused", a, err)
+	}
+}
+
+// What leads into a network is no network of the host.
+func TestMeshIsNoPrefixOfTheHost(t *testing.T) {
+	h := newMeshLab(t, false).hosts[0]
+	all, err := h.k.HostPrefixes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if p.Overlaps(meshSubnet) || p.Overlaps(meshAliases) {
+			t.Errorf("%s is taken for one of the host's", p)
+		}
+	}
+}
