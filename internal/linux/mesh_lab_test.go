@@ -22,6 +22,7 @@ import (
 	"sluice/internal/linux/nft"
 	"sluice/internal/model"
 	"sluice/internal/netnstest"
+	"sluice/internal/plan"
 )
 
 // The routing mesh in the hardest of the usual settings: reverse paths are checked
@@ -82,116 +83,88 @@ func (h *meshHost) alias(k byte) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// state is what a node of the network needs, all of it an entry.
-func (l *meshLab) state(h *meshHost) kernel.State {
-	router := model.MACFor(meshGateway)
-	end := "slm" + fmt.Sprint(h.n)
-	st := kernel.State{
-		kernel.Netns{Name: overlay}:                                kernel.NetnsSpec{},
-		kernel.Link{NS: overlay, Name: "br0", Kind: kernel.Bridge}: kernel.LinkSpec{Alias: "sluice net", MTU: meshMTU, MAC: router},
-		kernel.Link{NS: overlay, Name: "vxlan0", Kind: kernel.VXLAN}: kernel.LinkSpec{
-			Alias: "sluice net", MTU: meshMTU, Master: "br0", Quiet: true, VNI: 5000, Port: 4799, Local: h.addr,
-		},
-		kernel.Addr{NS: overlay, Dev: "br0", Prefix: netip.PrefixFrom(meshGateway, 20)}: kernel.AddrSpec{},
+// meshService is a service of the lab, at 10.255.0.<vip>.
+type meshService struct {
+	name    string
+	vip     byte
+	options model.ServiceOptions
+	empty   bool // nobody serves it
+}
 
-		kernel.Link{NS: overlay, Name: "mesh0", Kind: kernel.Veth}: kernel.LinkSpec{
-			Alias: "sluice net", MTU: meshMTU, Master: "br0", Quiet: true, Peer: end, PeerMAC: model.MACFor(h.mesh), Kept: true,
-		},
-		kernel.FDB{NS: overlay, Dev: "mesh0", MAC: model.MACFor(h.mesh)}:                  kernel.FDBSpec{},
-		kernel.Neigh{NS: overlay, Dev: "br0", IP: h.mesh}:                                 kernel.NeighSpec{MAC: model.MACFor(h.mesh)},
-		kernel.Route{NS: overlay, Dev: "br0", Prefix: h.block}:                            kernel.RouteSpec{Local: true},
-		kernel.Route{NS: overlay, Dev: "br0", Prefix: netip.MustParsePrefix("0.0.0.0/0")}: kernel.RouteSpec{Via: h.mesh},
-		kernel.Addr{Dev: end, Prefix: netip.PrefixFrom(h.mesh, 32)}:                       kernel.AddrSpec{},
-		kernel.Sysctl{Name: "net.ipv4.conf." + end + ".route_localnet"}:                   kernel.SysctlSpec{Value: "1"},
-		kernel.Neigh{Dev: end, IP: meshGateway}:                                           kernel.NeighSpec{MAC: router},
-		kernel.Route{Dev: end, Prefix: h.block}:                                           kernel.RouteSpec{Via: meshGateway},
-		kernel.Forward{}:                                                                  kernel.ForwardSpec{Devices: "slm"},
-		kernel.BackTable{NS: overlay}:                                                     kernel.BackTableSpec{Router: router, Pool: meshAliases, Bits: 20},
-		kernel.MeshTable{}:                                                                kernel.MeshTableSpec{Devices: "slm"},
-		kernel.MeshNet{Dev: end}:                                                          kernel.MeshNetSpec{Source: h.mesh, Subnet: meshSubnet},
-		kernel.MeshMasq{Alias: h.alias(102)}:                                              kernel.MeshMasqSpec{},
-		kernel.MeshAllow{Alias: h.alias(103)}:                                             kernel.MeshAllowSpec{From: "198.51.100.0/24"},
+// meshServices are those of the lab. One task is of several, unlike in a swarm, so
+// each is planned by itself; the last one's tasks have all that any asks for.
+func meshServices() []meshService {
+	return []meshService{
+		{name: "empty", vip: 101, options: model.ServiceOptions{Published: "86:80/tcp;86:80/udp"}, empty: true},
+		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
+		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
+		{name: "kept", vip: 100, options: model.ServiceOptions{
+			Published: "81:80/tcp;81:80/udp;82:1053/tcp;82:1053/udp;83:9/tcp;83:9/udp;84:9000/tcp;84:9000/udp",
+		}},
 	}
-	for name, value := range map[string]string{
-		"net.bridge.bridge-nf-call-iptables": "0", "net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1",
-		"net.ipv4.conf.all.rp_filter": "0", "net.ipv4.conf.default.rp_filter": "0", "net.ipv4.icmp_ratelimit": "0",
-		"net.ipv4.conf.all.send_redirects": "0", "net.ipv4.conf.default.send_redirects": "0",
-	} {
-		st[kernel.Sysctl{NS: overlay, Name: name}] = kernel.SysctlSpec{Value: value}
-	}
-	remote := func(ip netip.Addr, at netip.Addr) {
-		st[kernel.Neigh{NS: overlay, Dev: "br0", IP: ip}] = kernel.NeighSpec{MAC: model.MACFor(ip)}
-		st[kernel.FDB{NS: overlay, Dev: "vxlan0", MAC: model.MACFor(ip)}] = kernel.FDBSpec{VTEP: at}
-	}
-	for _, o := range l.hosts {
-		st[kernel.Back{NS: overlay, Block: o.block.Addr()}] = kernel.BackSpec{MAC: model.MACFor(o.mesh)}
-		if o != h {
-			remote(o.mesh, o.addr)
-		}
-		if o != h && o.task != nil {
-			remote(taskAddr(o.n), o.addr)
-		}
-	}
-	if h.task != nil {
-		own := taskAddr(h.n)
-		st[kernel.Link{NS: overlay, Name: "slv1", Kind: kernel.Veth}] = kernel.LinkSpec{
-			Alias: "sluice ep", MTU: meshMTU, Master: "br0", Peer: "slc1", PeerMAC: model.MACFor(own),
-		}
-		st[kernel.TaskTable{Sandbox: h.sandbox}] = kernel.TaskTableSpec{}
-		st[kernel.TaskRoute{Sandbox: h.sandbox, Addr: own}] = kernel.TaskRouteSpec{Subnet: meshSubnet, Gateway: meshGateway, Loose: true}
-		st[kernel.TaskMesh{Sandbox: h.sandbox, Addr: own}] = kernel.TaskMeshSpec{
-			Pool: meshAliases, MAC: model.MACFor(own), Subnet: meshSubnet, UDP: true,
-		}
-	}
-	for k, slots := range map[byte]int{100: 2, 101: 0, 102: 2, 103: 2} { // kept, without backends, masqueraded, for some
-		if l.ipvs {
-			h.byIPVS(st, h.alias(k), slots)
-		} else {
-			h.byNFT(st, h.alias(k), slots)
-		}
-	}
-	for _, p := range []struct {
-		port  uint16
-		alias byte
-		to    uint16
-	}{
-		{keepPort, 100, 80}, {ownPort, 100, 1053}, {closedPort, 100, 9}, {bulkPort, 100, 9000},
-		{emptyPort, 101, 80}, {masqPort, 102, 80}, {allowPort, 103, 80},
-	} {
-		for _, proto := range []model.Proto{model.TCP, model.UDP} {
-			st[kernel.MeshPort{Proto: proto, Port: p.port}] = kernel.MeshPortSpec{Alias: h.alias(p.alias), To: p.to}
-		}
+}
+
+const (
+	meshNetwork model.NetworkID  = "meshnet000000000"
+	meshTask    model.EndpointID = "meshtask00000000" // of the host itself
+	meshTaskEnd                  = "slcmeshtask0000"
+)
+
+// state is what is planned for a host: all three are entries of the network. Once
+// its task is the engine's, what is to be done in there is planned too.
+func (l *meshLab) state(h *meshHost, p model.Phase) kernel.State {
+	st := kernel.State{}
+	for _, s := range meshServices() {
+		maps.Copy(st, plan.Host(l.view(h, s, p)))
 	}
 	return st
 }
 
-// byNFT has the bridge's table balance an alias, over the first n tasks.
-func (h *meshHost) byNFT(st kernel.State, alias netip.Addr, n int) {
-	st[kernel.BridgeTable{NS: overlay}] = kernel.BridgeTableSpec{Router: model.MACFor(meshGateway), Uplink: "vxlan0"}
-	if h.task != nil {
-		st[kernel.Member{NS: overlay, IP: taskAddr(h.n)}] = kernel.MemberSpec{MAC: model.MACFor(taskAddr(h.n))}
+// view is what a host knows, if this is the only service.
+func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
+	vip := netip.AddrFrom4([4]byte{10, 255, 0, s.vip})
+	id := model.ServiceID(s.name)
+	node := func(h *meshHost) model.NodeID { return model.NodeID(fmt.Sprint("node", h.n)) }
+	v := model.View{
+		Self: model.Self{Node: node(h), VTEP: h.addr, VXLANPort: 4799},
+		Networks: map[model.NetworkID]model.Network{meshNetwork: {
+			ID: meshNetwork, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
+			Options: model.NetworkOptions{Datapath: "auto", Mode: "dr", Scheduler: "rr"},
+		}},
+		Endpoints: map[model.EndpointID]model.Endpoint{},
+		Remotes:   map[model.EndpointID]model.Remote{},
+		Services: map[model.ServiceID]model.Service{id: {
+			ID: id, Name: s.name, VIPs: map[model.NetworkID]netip.Addr{meshNetwork: vip},
+			Options: map[model.NetworkID]model.ServiceOptions{meshNetwork: s.options},
+		}},
+		Entries: map[model.NetworkID]map[model.NodeID]model.Entry{meshNetwork: {}},
 	}
-	st[kernel.VIP{NS: overlay, IP: alias}] = kernel.VIPSpec{Scheduler: "rr", Slots: n}
-	for i := range n {
-		mac := model.MACFor(taskAddr(i + 1))
-		st[kernel.Slot{NS: overlay, VIP: alias, Slot: i}] = kernel.SlotSpec{MAC: mac}
-		st[kernel.Alive{NS: overlay, VIP: alias, MAC: mac}] = kernel.AliveSpec{}
+	if l.ipvs {
+		v.Self.Datapath = "ipvs"
 	}
-}
-
-// byIPVS has IPVS balance it. The stack refuses what no service is for.
-func (h *meshHost) byIPVS(st kernel.State, alias netip.Addr, n int) {
-	if n == 0 {
-		return
+	for _, o := range l.hosts {
+		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}
+		own := taskAddr(o.n)
+		task := model.Task{Service: id, ServiceName: s.name, VIP: vip, Ready: true}
+		if s.empty {
+			task = model.Task{}
+		}
+		switch {
+		case o.task == nil:
+		case o == h:
+			v.Endpoints[meshTask] = model.Endpoint{
+				ID: meshTask, Network: meshNetwork, Addr: own, MAC: model.MACFor(own), Phase: p, Sandbox: h.sandbox,
+				Task: task, Prepared: vip, Meshed: true,
+			}
+		default:
+			eid := model.EndpointID("of " + node(o))
+			v.Remotes[eid] = model.Remote{
+				ID: eid, Network: meshNetwork, Node: node(o), VTEP: o.addr, Addr: own, MAC: model.MACFor(own),
+				Task: task, Prepared: vip, Meshed: true,
+			}
+		}
 	}
-	b := alias.As4()
-	mark := uint32(b[3])
-	st[kernel.MarkTable{NS: overlay}] = kernel.MarkTableSpec{}
-	st[kernel.Mark{NS: overlay, VIP: alias}] = kernel.MarkSpec{Mark: mark}
-	st[kernel.IPVSService{NS: overlay, Mark: mark}] = kernel.IPVSServiceSpec{Scheduler: "rr"}
-	for i := range n {
-		st[kernel.IPVSDest{NS: overlay, Mark: mark, IP: taskAddr(i + 1)}] = kernel.IPVSDestSpec{Weight: 1, Method: kernel.IPVSDR}
-	}
+	return v
 }
 
 // newMeshLab makes all of it, as the engine and the plugin do.
@@ -241,13 +214,10 @@ func newMeshLab(t *testing.T, byIPVS bool) *meshLab {
 		l.hosts = append(l.hosts, h)
 	}
 	for _, h := range l.hosts {
-		want := l.state(h)
-		first := maps.Clone(want) // the engine attaches a container before anything is done in it
-		maps.DeleteFunc(first, func(k kernel.Key, _ kernel.Value) bool { return k.Phase() == kernel.PhaseTask })
-		h.lead(t, first)
+		h.lead(t, l.state(h, model.Joined)) // the engine attaches a container before anything is done in it
 		if h.task != nil {
-			run(t, h.w.host, "ip link set slc1 netns %s", h.task.Path())
-			run(t, h.task, "ip link set slc1 name eth0 up")
+			run(t, h.w.host, "ip link set %s netns %s", meshTaskEnd, h.task.Path())
+			run(t, h.task, "ip link set %s name eth0 up", meshTaskEnd)
 			run(t, h.task, "ip addr add %s/20 dev eth0", taskAddr(h.n))
 			run(t, h.w.host, "ip link add gw1 type veth peer name eth1 netns %s", h.task.Path())
 			run(t, h.w.host, "ip link set gw1 master docker_gwbridge up")
@@ -255,6 +225,7 @@ func newMeshLab(t *testing.T, byIPVS bool) *meshLab {
 			run(t, h.task, "ip link set eth1 up")
 			run(t, h.task, "ip route add default via 172.18.0.1")
 		}
+		want := l.state(h, model.Taken)
 		h.lead(t, want)
 		if have := h.dump(t); len(kernel.Diff(have, want)) > 0 {
 			t.Fatalf("host %d, still to do: %v", h.n, kernel.Diff(have, want))

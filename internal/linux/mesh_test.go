@@ -170,7 +170,7 @@ func TestMeshFollowsTheDefaultRoute(t *testing.T) { onBoth(t, meshFollows) }
 
 func meshFollows(t *testing.T, l *meshLab) {
 	h := l.hosts[0]
-	want := l.state(h)
+	want := l.state(h, model.Taken)
 	run(t, h.task, "ip addr add 172.18.0.77/16 dev eth1")
 	run(t, h.task, "ip route change default via 172.18.0.1 src 172.18.0.77")
 	if len(kernel.Diff(h.dump(t), want)) == 0 {
@@ -199,7 +199,7 @@ func TestMeshTakesOverOldFlows(t *testing.T) {
 	if a, err := question(c); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Fatalf("before: %v, %v; want it refused", a, err)
 	}
-	want := l.state(h)
+	want := l.state(h, model.Taken)
 	port := kernel.MeshPort{Proto: model.UDP, Port: 88}
 	want[port] = kernel.MeshPortSpec{Alias: h.alias(100), To: 80}
 	h.lead(t, want)
