@@ -36,15 +36,25 @@ type meshLab struct {
 	client, far *netnstest.NS
 	hosts       []*meshHost // 1, 2, 3
 	ipvs        bool        // which balances, not nftables
+	mode        string      // of the network
 }
 
 // onBoth runs a test with either balancer.
 func onBoth(t *testing.T, test func(t *testing.T, l *meshLab)) {
 	t.Helper()
-	t.Run("nft", func(t *testing.T) { test(t, newMeshLab(t, false)) })
+	onBothIn(t, "dr", test)
+}
+
+// onBothIn is onBoth in a network of another mode, which is none of the mesh's business.
+func onBothIn(t *testing.T, mode string, test func(t *testing.T, l *meshLab)) {
+	t.Helper()
+	t.Run("nft", func(t *testing.T) { test(t, newMeshLab(t, false, mode)) })
 	t.Run("ipvs", func(t *testing.T) {
 		netnstest.Need(t, netnstest.IPVS)
-		test(t, newMeshLab(t, true))
+		if mode == "tun" {
+			netnstest.Need(t, netnstest.IPIP)
+		}
+		test(t, newMeshLab(t, true, mode))
 	})
 }
 
@@ -64,7 +74,7 @@ const (
 	meshMTU      = 1450
 	// Published ports, and what they lead to.
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
-	masqPort, emptyPort, allowPort          = 85, 86, 87
+	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
 )
 
 var (
@@ -86,7 +96,7 @@ func (h *meshHost) alias(k byte) netip.Addr {
 // meshService is a service of the lab, at 10.255.0.<vip>.
 type meshService struct {
 	name    string
-	vip     byte
+	vip     byte // 0: endpoint mode dnsrr
 	options model.ServiceOptions
 	empty   bool // nobody serves it
 }
@@ -98,6 +108,7 @@ func meshServices() []meshService {
 		{name: "empty", vip: 101, options: model.ServiceOptions{Published: "86:80/tcp;86:80/udp"}, empty: true},
 		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
 		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
+		{name: "dnsrr", options: model.ServiceOptions{Published: "89:80/tcp;89:80/udp"}},
 		{name: "kept", vip: 100, options: model.ServiceOptions{
 			Published: "81:80/tcp;81:80/udp;82:1053/tcp;82:1053/udp;83:9/tcp;83:9/udp;84:9000/tcp;84:9000/udp",
 		}},
@@ -122,25 +133,32 @@ func (l *meshLab) state(h *meshHost, p model.Phase) kernel.State {
 
 // view is what a host knows, if this is the only service.
 func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
-	vip := netip.AddrFrom4([4]byte{10, 255, 0, s.vip})
+	var vip netip.Addr
+	vips := map[model.NetworkID]netip.Addr{}
+	if s.vip != 0 {
+		vip = netip.AddrFrom4([4]byte{10, 255, 0, s.vip})
+		vips[meshNetwork] = vip
+	}
 	id := model.ServiceID(s.name)
 	node := func(h *meshHost) model.NodeID { return model.NodeID(fmt.Sprint("node", h.n)) }
 	v := model.View{
 		Self: model.Self{Node: node(h), VTEP: h.addr, VXLANPort: 4799},
 		Networks: map[model.NetworkID]model.Network{meshNetwork: {
 			ID: meshNetwork, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
-			Options: model.NetworkOptions{Datapath: "auto", Mode: "dr", Scheduler: "rr"},
+			Options: model.NetworkOptions{Datapath: "auto", Mode: l.mode, Scheduler: "rr"},
 		}},
 		Endpoints: map[model.EndpointID]model.Endpoint{},
 		Remotes:   map[model.EndpointID]model.Remote{},
 		Services: map[model.ServiceID]model.Service{id: {
-			ID: id, Name: s.name, VIPs: map[model.NetworkID]netip.Addr{meshNetwork: vip},
+			ID: id, Name: s.name, VIPs: vips,
 			Options: map[model.NetworkID]model.ServiceOptions{meshNetwork: s.options},
 		}},
 		Entries: map[model.NetworkID]map[model.NodeID]model.Entry{meshNetwork: {}},
 	}
 	if l.ipvs {
 		v.Self.Datapath = "ipvs"
+	} else {
+		v.Self.NoTunnel = true // as the kernels that have no ip_vs, mostly
 	}
 	for _, o := range l.hosts {
 		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}
@@ -168,11 +186,11 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 }
 
 // newMeshLab makes all of it, as the engine and the plugin do.
-func newMeshLab(t *testing.T, byIPVS bool) *meshLab {
+func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
 	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN, netnstest.IPTables, netnstest.NFTables)
 	lan := netnstest.LAN(t, 5)
-	l := &meshLab{client: lan[3].NS, far: netnstest.New(t), ipvs: byIPVS}
+	l := &meshLab{client: lan[3].NS, far: netnstest.New(t), ipvs: byIPVS, mode: mode}
 	router := lan[4]
 	strict := func(ns *netnstest.NS) {
 		ns.Must(func() error {

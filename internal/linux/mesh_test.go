@@ -42,6 +42,10 @@ func (l *meshLab) want(t *testing.T, name string, ask asker, from *netnstest.NS,
 
 func TestMesh(t *testing.T) { onBoth(t, meshAnswers) }
 
+func TestMeshInModeNAT(t *testing.T) { onBothIn(t, "nat", meshAnswers) }
+
+func TestMeshInModeTun(t *testing.T) { onBothIn(t, "tun", meshAnswers) }
+
 func meshAnswers(t *testing.T, l *meshLab) {
 	const client = "192.0.2.4"
 	for _, h := range l.hosts {
@@ -49,6 +53,7 @@ func meshAnswers(t *testing.T, l *meshLab) {
 			for name, ask := range askers() {
 				l.want(t, name+" from outside", ask, l.client, h.at(keepPort), client)
 				l.want(t, name+" to a server bound to its own", ask, l.client, h.at(ownPort), client)
+				l.want(t, name+" without a virtual IP", ask, l.client, h.at(rrPort), client)
 				l.want(t, name+" masqueraded", ask, l.client, h.at(masqPort), h.mesh.String())
 				l.want(t, name+" by 127.0.0.1", ask, h.w.host, fmt.Sprintf("127.0.0.1:%d", keepPort), h.mesh.String())
 				l.want(t, name+" by the host's own address", ask, h.w.host, h.at(keepPort), h.mesh.String())
@@ -189,7 +194,7 @@ func meshFollows(t *testing.T, l *meshLab) {
 // A client that sends all the time gets to what is published now, not to what was
 // there when it began.
 func TestMeshTakesOverOldFlows(t *testing.T) {
-	l := newMeshLab(t, false)
+	l := newMeshLab(t, false, "dr")
 	h := l.hosts[0]
 	c, err := dialMesh(l.client, "udp4", "", h.at(88))
 	if err != nil {
@@ -215,7 +220,7 @@ func TestMeshTakesOverOldFlows(t *testing.T) {
 
 // What leads into a network is no network of the host.
 func TestMeshIsNoPrefixOfTheHost(t *testing.T) {
-	h := newMeshLab(t, false).hosts[0]
+	h := newMeshLab(t, false, "dr").hosts[0]
 	all, err := h.k.HostPrefixes()
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,8 @@
 // Package plan answers one question: what should this host's kernel look like?
 //
-//	View ─▶ overlay.Plan ─┐
-//	     ─▶ service.Plan ─┴▶ kernel.State
+//	View ─▶ overlay.Plan ─────────────────────────┐
+//	     ─▶ ingress.Balanced ─▶ service.Plan ─────┼▶ kernel.State
+//	     ─▶ ingress.Plan ─────────────────────────┘
 //
 // Host is pure and order-blind: equal views give equal states. Every kernel
 // object has one planner; a test holds their keys disjoint.

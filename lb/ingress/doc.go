@@ -1,6 +1,6 @@
 // Package ingress decides what published ports come to on this node: who has
 // each port, which networks the node must be part of, and which addresses its
-// connections have there.
+// connections have there. It plans the way of those to tasks and back.
 //
 //	client ── port 81 ──▶ this node ── alias of the service ──▶ network's netns ──▶ a task
 //	                      Own          Claims, Aliases          Transit
@@ -29,6 +29,17 @@
 // the same on all but for processes of the node that have a port. Those do not
 // decide between services: a younger service does not get the port of an older
 // one for as long as a process has it, or it would change hands twice.
+//
+// Plan makes kernel objects of it:
+//
+//	client ─▶ MeshPort ─▶ slm… ║ mesh0 ─▶ br0: alias ─▶ task: TaskMesh
+//	                    Host   ║   every node of the network
+//	client ◀─ conntrack ◀─ slm…║ mesh0 ◀─ br0: Back ◀─ [vxlan0] ◀─ TaskRoute
+//
+// The alias is balanced by lb/service, to which Balanced tells it, as a virtual IP
+// is, but always by layer 2. Nobody has its address: the whole block is the
+// namespace's own, so that what no service takes is refused at once. How frames get
+// to the other entries' addresses, and that those are let in, is driver/overlay's.
 //
 // The package is pure. Be aware: subnets smaller than a /24 keep nothing for
 // nodes, and so cannot have published ports; a /24 has room for 15 entries.

@@ -23,11 +23,14 @@
 //	     it the VIP: IPVS in the namespace's stack (LiftTable), or nftables in the
 //	     bridge (Real).
 //
+// Published ports lead to an alias of a service, not to its VIP: see Alias and
+// lb/ingress. In all modes, those packets go as in dr.
+//
 // # Backends
 //
 // A backend takes part when its task is ready, nobody has told it to leave, and,
 // unless the mode is nat, its node has read back that its namespace translates
-// this VIP. A leaving backend keeps its established connections (Alive, weight 0)
+// this VIP; of published ports, that it has what those need (Meshed). A leaving backend keeps its established connections (Alive, weight 0)
 // until its endpoint goes.
 //
 // The package is pure. Be aware: which scheduler a kernel can do is the

@@ -148,7 +148,8 @@ func (m meshed) rules() []rule {
 		newRule(chainNobodyAt, "somebody there", socket, ret()),
 		newRule(chainNobodyAt, "refuse", part(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable})),
 
-		newRule(chainReply, "answers", udp,
+		// Not those that another of the task's networks has led to its own address.
+		newRule(chainReply, "answers", udp, part(ipSaddr(r0), is(r0, octets(m.spec.Default)...)),
 			part(&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, is(r0, ipDirReply)), m.toAlias(), write(ipSrc, m.addr)),
 		newRule(chainReply, "errors", protocol(unix.IPPROTO_ICMP), part(ipSaddr(r0), is(r0, octets(m.spec.Default)...)),
 			part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitRELATED)...), isNot(r0, 0, 0, 0, 0)),
