@@ -54,6 +54,7 @@ type parts struct {
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
 	noIPVS    error // why networks that ask for IPVS do not get it here; nil if they do
+	noMesh    error // why this node has no published ports, and its tasks none; nil if they have
 	noTunnel  error // why tasks here cannot take packets in tunnels; nil if they can
 	noDestroy error // why silent connections cannot be ended here; nil if they can
 
@@ -101,9 +102,10 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	if p.noIPVS != nil {
 		datapath = service.NFT
 	}
-	p.noTunnel = p.kernel.HasTunnel()
+	p.noTunnel, p.noMesh = p.kernel.HasTunnel(), p.kernel.HasMesh()
 	p.hub, err = view.New(view.Config{
-		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, NoTunnel: p.noTunnel != nil, Log: log, MTU: p.overlayMTU,
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, NoTunnel: p.noTunnel != nil, Log: log,
+		MeshPool: cfg.MeshPool, NoMesh: p.noMesh != nil, MTU: p.overlayMTU,
 		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
 		Changed: p.changed,
 	}, records)

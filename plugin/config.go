@@ -13,6 +13,7 @@ import (
 	"sluice/internal/diag"
 	"sluice/internal/options"
 	"sluice/ipam/pool"
+	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
 
@@ -25,6 +26,7 @@ type Config struct {
 	GossipKey  options.Key    // empty: the swarm's own, which the leader makes
 	Pools      []netip.Prefix // where subnets come from, in the order they are used
 	SubnetBits int            // prefix length of a subnet that nobody chose
+	MeshPool   netip.Prefix   // of the addresses by which published ports are told apart
 	NoIPVS     bool           // do without ip_vs, as if the kernel lacked it
 	LogLevel   slog.Level
 	StateDir   string // what must outlive the process: intents, leases
@@ -125,6 +127,12 @@ var settings = []setting{
 		},
 	},
 	{
+		// Nobody's network, and ordinary unicast to Linux: see ingress.DefaultPool.
+		name: "MESH_POOL", value: "250.0.0.0/8",
+		doc: "Addresses that published ports are led by inside of hosts and networks: an IPv4 /8 that is nobody's, the same on every node.",
+		set: func(c *Config, v string) (err error) { c.MeshPool, err = ingress.ParsePool(v); return err },
+	},
+	{
 		// For a node whose ip_vs is broken or not allowed. A network's own option
 		// is for all nodes.
 		name: "DATAPATH", value: "auto",
@@ -192,6 +200,12 @@ func parseConfig(getenv func(string) string) (Config, error) {
 	}
 	if c.VXLANPort == c.GossipPort {
 		errs = append(errs, fmt.Errorf("settings VXLAN_PORT and GOSSIP_PORT are both %d: both use UDP; choose two ports", c.VXLANPort))
+	}
+	for _, p := range c.Pools {
+		if p.Overlaps(c.MeshPool) {
+			errs = append(errs, fmt.Errorf("settings POOL and MESH_POOL both have %s; choose a MESH_POOL that no network has", p))
+			break
+		}
 	}
 	if err := (pool.List{Supernets: c.Pools, Bits: c.SubnetBits}).Check(); err != nil {
 		errs = append(errs, fmt.Errorf("settings POOL and SUBNET_SIZE: %w", err))

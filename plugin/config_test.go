@@ -12,6 +12,7 @@ import (
 
 	"sluice/internal/options"
 	"sluice/ipam/pool"
+	"sluice/lb/ingress"
 )
 
 func env(m map[string]string) func(string) string {
@@ -27,7 +28,7 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 	}
 	want := Config{
 		Scope: "global", VXLANPort: 4799, GossipPort: 7947,
-		Pools: pool.DefaultSupernets(), SubnetBits: pool.DefaultBits,
+		Pools: pool.DefaultSupernets(), SubnetBits: pool.DefaultBits, MeshPool: ingress.DefaultPool(),
 		LogLevel: slog.LevelInfo, StateDir: "/var/lib/sluice", HostRun: "/host/run",
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {
@@ -38,7 +39,7 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 func TestSettingsAreRead(t *testing.T) {
 	got, err := parseConfig(env(map[string]string{
 		"SCOPE": "local", "VXLAN_PORT": "4789", "GOSSIP_PORT": " 7000 ", "GOSSIP_BIND": "192.0.2.7",
-		"GOSSIP_KEY": strings.Repeat("41", 32), "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24",
+		"GOSSIP_KEY": strings.Repeat("41", 32), "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24", "MESH_POOL": "11.0.0.0/8",
 		"DATAPATH": "nft", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
 	}))
 	if err != nil {
@@ -48,7 +49,8 @@ func TestSettingsAreRead(t *testing.T) {
 		Scope: "local", VXLANPort: 4789, GossipPort: 7000, GossipBind: netip.MustParseAddr("192.0.2.7"),
 		GossipKey: options.Key(strings.Repeat("A", 32)),
 		Pools:     prefixes("10.8.0.0/14", "10.16.0.0/16", "10.17.0.0/16", "10.18.0.0/16"), SubnetBits: 24,
-		NoIPVS: true, LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
+		MeshPool: netip.MustParsePrefix("11.0.0.0/8"),
+		NoIPVS:   true, LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -59,6 +61,8 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"SCOPE", "swarm", `SCOPE="swarm": want global or local`},
 		{"VXLAN_PORT", "0", "from 1 to 65535"},
+		{"MESH_POOL", "10.0.0.0/8", "settings POOL and MESH_POOL both have 10.255.0.0/16"},
+		{"MESH_POOL", "250.0.0.0/9", "no IPv4 prefix of length 8, such as 250.0.0.0/8"},
 		{"VXLAN_PORT", "7947", "VXLAN_PORT and GOSSIP_PORT are both 7947"},
 		{"GOSSIP_PORT", "7947/tcp", "from 1 to 65535"},
 		{"GOSSIP_BIND", "0.0.0.0", "an IPv4 address of this node"},

@@ -139,6 +139,7 @@ func (p *parts) abilities() []diag.Ability {
 	return []diag.Ability{
 		{Name: diag.AbilityIPVS, Use: "balances virtual IPs, with every scheduler; looked for when the plugin starts", Err: p.noIPVS},
 		{Name: "ipip", Use: "lets tasks take packets in tunnels, for mode tun", Err: p.noTunnel},
+		{Name: "mesh", Use: "has published ports, and lets tasks here answer at those of all nodes", Err: p.noMesh},
 		{Name: "SOCK_DESTROY", Use: "ends silent connections, where a service asks for that", Err: p.noDestroy},
 	}
 }

@@ -54,6 +54,7 @@ type Self struct {
 	// MeshPool is where the addresses are from by which published ports are told
 	// apart, the same on all nodes; invalid: ingress.DefaultPool.
 	MeshPool netip.Prefix
+	NoMesh   bool // its kernel lacks what published ports need: it has none, nor have its tasks
 }
 
 // Network is a network that exists on this node.

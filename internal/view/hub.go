@@ -34,14 +34,14 @@ type Config struct {
 	Journal   Journal
 	Now       func() time.Time
 	VXLANPort uint16
-	Datapath  string // model.Self's
-	NoTunnel  bool   // likewise
+	Datapath  string       // model.Self's
+	NoTunnel  bool         // likewise
+	MeshPool  netip.Prefix // likewise
+	NoMesh    bool         // likewise
 	// MTU is what an overlay may have over the underlay device with an address, in
 	// bytes, for networks that leave it to the nodes. Nil: such networks are not
 	// joined for published ports. It is called with the lock held.
 	MTU func(vtep netip.Addr) (int, error)
-	// MeshPool is model.Self's.
-	MeshPool netip.Prefix
 	// Blank says that records are missing: a first start, or a state file that was
 	// lost. The view is partial then until Settle's conditions are met.
 	Blank bool
@@ -94,7 +94,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		cfg:       cfg,
 		rev:       1,
 		partial:   cfg.Blank,
-		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel, MeshPool: cfg.MeshPool},
+		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel, MeshPool: cfg.MeshPool, NoMesh: cfg.NoMesh},
 		networks:  make(map[model.NetworkID]model.Network),
 		endpoints: make(map[model.EndpointID]model.Endpoint),
 		tables:    make(map[model.NodeID]*table),

@@ -11,7 +11,7 @@ import (
 // enters reports whether what a service publishes is for this node. Conditions
 // on labels are not met while the node's labels are not told.
 func enters(v model.View, o model.ServiceOptions) bool {
-	if o.Published == "" {
+	if o.Published == "" || v.Self.NoMesh {
 		return false
 	}
 	labels, told := v.Labels[v.Self.Node]

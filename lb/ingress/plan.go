@@ -104,7 +104,7 @@ func Plan(v model.View, want kernel.State) {
 		}
 	}
 	for id, n := range v.Networks {
-		if !n.Local && n.Gateway.Is4() {
+		if !n.Local && n.Gateway.Is4() && !v.Self.NoMesh {
 			back(n, Claimed(v, id), poolOf(v.Self), want)
 		}
 	}

@@ -247,6 +247,11 @@ var cases = []struct {
 		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "80/tcp"})
 		w.here("e1", web, net1, webVIP, "10.255.0.3")
 	}},
+	{"a-kernel-without", func(w *world) {
+		w.Self.NoMesh = true
+		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "80/tcp"})
+		w.here("e1", web, net1, webVIP, "10.255.0.3")
+	}},
 	{"a-local-network", func(w *world) {
 		n := w.Networks[net1]
 		n.Local = true

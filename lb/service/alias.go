@@ -23,7 +23,7 @@ type Alias struct {
 // does once its namespace is there. Where no manager has told of the service, the
 // endpoint's own options count.
 func Publishes(v model.View, e model.Endpoint) (model.ServiceOptions, bool) {
-	if e.Task.Service == "" || e.Phase != model.Taken || e.Sandbox == "" {
+	if v.Self.NoMesh || e.Task.Service == "" || e.Phase != model.Taken || e.Sandbox == "" {
 		return model.ServiceOptions{}, false
 	}
 	n, here := v.Networks[e.Network]
