@@ -37,6 +37,7 @@ type meshLab struct {
 	hosts       []*meshHost // 1, 2, 3
 	ipvs        bool        // which balances, not nftables
 	mode        string      // of the network
+	two         bool        // tasks are on a second network
 }
 
 // onBoth runs a test with either balancer.
@@ -75,6 +76,7 @@ const (
 	// Published ports, and what they lead to.
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
 	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
+	secondPort                              = 90
 )
 
 var (
@@ -119,6 +121,10 @@ const (
 	meshNetwork model.NetworkID  = "meshnet000000000"
 	meshTask    model.EndpointID = "meshtask00000000" // of the host itself
 	meshTaskEnd                  = "slcmeshtask0000"
+
+	secondNetwork model.NetworkID  = "meshsecond000000"
+	secondTask    model.EndpointID = "meshtasktwo00000"
+	secondTaskEnd                  = "slcmeshtasktwo0"
 )
 
 // state is what is planned for a host: all three are entries of the network. Once
@@ -182,15 +188,50 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 			}
 		}
 	}
+	if l.two && s.name == "kept" {
+		l.second(h, v, p)
+	}
 	return v
 }
+
+// second adds the second network, on which the same tasks are another service's.
+func (l *meshLab) second(h *meshHost, v model.View, p model.Phase) {
+	n := v.Networks[meshNetwork]
+	n.ID, n.VNI, n.Subnet, n.Gateway = secondNetwork, 5001, netip.MustParsePrefix("10.255.16.0/20"), netip.MustParseAddr("10.255.16.1")
+	v.Networks[n.ID] = n
+	v.Entries[n.ID] = map[model.NodeID]model.Entry{}
+	v.Services["second"] = model.Service{ID: "second", Options: map[model.NetworkID]model.ServiceOptions{n.ID: {Published: "90:1054/udp"}}}
+	for _, o := range l.hosts {
+		node := model.NodeID(fmt.Sprint("node", o.n))
+		v.Entries[n.ID][node] = model.Entry{Addr: netip.AddrFrom4([4]byte{10, 255, 31, byte(o.n)}), Number: uint16(8 + o.n), VTEP: o.addr}
+	}
+	if e, here := v.Endpoints[meshTask]; here {
+		e.ID, e.Network, e.Addr, e.Task.Service, e.Prepared = secondTask, n.ID, secondAddr(h.n), "second", netip.Addr{}
+		e.MAC, e.Task.VIP = model.MACFor(e.Addr), netip.Addr{}
+		v.Endpoints[e.ID] = e
+	}
+	for _, o := range l.hosts {
+		if r, there := v.Remotes[model.EndpointID(fmt.Sprint("of node", o.n))]; there {
+			r.ID, r.Network, r.Addr, r.Task.Service, r.Prepared = "second "+r.ID, n.ID, secondAddr(o.n), "second", netip.Addr{}
+			r.MAC, r.Task.VIP = model.MACFor(r.Addr), netip.Addr{}
+			v.Remotes[r.ID] = r
+		}
+	}
+}
+
+func secondAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 255, 16, byte(2 + n)}) }
 
 // newMeshLab makes all of it, as the engine and the plugin do.
 func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
 	t.Helper()
+	return (&meshLab{ipvs: byIPVS, mode: mode}).start(t)
+}
+
+func (l *meshLab) start(t *testing.T) *meshLab {
+	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN, netnstest.IPTables, netnstest.NFTables)
 	lan := netnstest.LAN(t, 5)
-	l := &meshLab{client: lan[3].NS, far: netnstest.New(t), ipvs: byIPVS, mode: mode}
+	l.client, l.far = lan[3].NS, netnstest.New(t)
 	router := lan[4]
 	strict := func(ns *netnstest.NS) {
 		ns.Must(func() error {
@@ -237,6 +278,11 @@ func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
 			run(t, h.w.host, "ip link set %s netns %s", meshTaskEnd, h.task.Path())
 			run(t, h.task, "ip link set %s name eth0 up", meshTaskEnd)
 			run(t, h.task, "ip addr add %s/20 dev eth0", taskAddr(h.n))
+			if l.two {
+				run(t, h.w.host, "ip link set %s netns %s", secondTaskEnd, h.task.Path())
+				run(t, h.task, "ip link set %s name eth2 up", secondTaskEnd)
+				run(t, h.task, "ip addr add %s/20 dev eth2", secondAddr(h.n))
+			}
 			run(t, h.w.host, "ip link add gw1 type veth peer name eth1 netns %s", h.task.Path())
 			run(t, h.w.host, "ip link set gw1 master docker_gwbridge up")
 			run(t, h.task, "ip addr add %s/16 dev eth1", gwbridge)
@@ -250,7 +296,11 @@ func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
 		}
 	}
 	for i, name := range []string{"a", "b"} {
-		serveMesh(t, l.hosts[i].task, name, taskAddr(i+1))
+		at := []string{"0.0.0.0:80", taskAddr(i+1).String() + ":1053", "0.0.0.0:9000"}
+		if l.two {
+			at = append(at, secondAddr(i+1).String()+":1054")
+		}
+		serveMesh(t, l.hosts[i].task, name, at)
 	}
 	// The kernel tells a bridge of a port's carrier from a work queue: first packets
 	// may come too early.
@@ -303,13 +353,12 @@ func (h *meshHost) lead(t *testing.T, want kernel.State) {
 // said is who answered, and as whom it saw the client.
 type said struct{ server, client string }
 
-// serveMesh starts the servers of a task: to any address at port 80, to its own
-// at 1053, and one that sends a megabyte at 9000.
-func serveMesh(t *testing.T, task *netnstest.NS, name string, own netip.Addr) {
+// serveMesh starts the servers of a task; one at port 9000 sends a megabyte.
+func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
 	t.Helper()
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
-	for _, at := range []string{"0.0.0.0:80", own.String() + ":1053", "0.0.0.0:9000"} {
+	for _, at := range addrs {
 		task.Must(func() error {
 			ln, err := net.Listen("tcp4", at)
 			if err != nil {

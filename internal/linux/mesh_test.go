@@ -70,6 +70,16 @@ func meshAnswers(t *testing.T, l *meshLab) {
 	}
 }
 
+// UDP to a server that is bound to no address works on one network of a task; on
+// the other it has to be bound, and then is in nobody's way.
+func TestMeshOnTwoNetworks(t *testing.T) {
+	l := (&meshLab{mode: "dr", two: true}).start(t)
+	for _, h := range l.hosts {
+		l.want(t, "UDP on the first", askUDP, l.client, h.at(keepPort), "192.0.2.4")
+		l.want(t, "UDP on the second", askUDP, l.client, h.at(secondPort), "192.0.2.4")
+	}
+}
+
 // One client port to three entries at once is three connections, whichever tasks get them.
 func TestMeshByAllEntriesAtOnce(t *testing.T) { onBoth(t, meshByAllEntries) }
 
