@@ -2,6 +2,7 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
@@ -38,18 +39,15 @@ func Plan(v model.View, want kernel.State) {
 				virtual(n.ns, x, ready, want)
 			default:
 				ipvsVirtual(n.ns, x, ways[i], want)
-				if x.Mode == NAT {
-					ipvsLift(n.Network, x, want)
-				}
 			}
 		}
 		for j := range x.Backends {
 			b := &x.Backends[j]
-			if n.by == NFT {
+			if n.by == NFT && !b.beaten {
 				alive(n.ns, x, b, owner[site{x.Network, x.VIP}] == i, want)
 			}
 			if b.Local {
-				task(v.Endpoints[b.Endpoint], x, x.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
+				task(v.Endpoints[b.Endpoint], x, b, b.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
 			}
 		}
 	}
@@ -58,6 +56,7 @@ func Plan(v model.View, want kernel.State) {
 		if x := &xs[i]; x.VIP.IsValid() && nets[x.Network].by == IPVS {
 			o := owner[site{x.Network, x.VIP}]
 			ipvsKeep(nets[x.Network].ns, &xs[o], x, ways[o], want)
+			ipvsLift(nets[x.Network], x, want)
 		}
 	}
 	for i := range all {
@@ -77,6 +76,11 @@ func Plan(v model.View, want kernel.State) {
 // that IPVS gives the VIP back on their way through.
 const forwarding = "net.ipv4.ip_forward"
 
+// idleSlack is how much longer than a service's own limit its connections are
+// remembered, in seconds: the node of the task looks for silent ones every 30 s at
+// most, and the client shall hear of their end.
+const idleSlack = 60
+
 // network is a network on this node, on its way to being planned.
 type network struct {
 	model.Network
@@ -92,7 +96,9 @@ func networks(v model.View, xs []Virtual) map[model.NetworkID]*network {
 	}
 	for i := range xs {
 		n := out[xs[i].Network]
-		n.open = max(n.open, xs[i].Options.Idle)
+		if idle := xs[i].Options.Idle; idle > 0 {
+			n.open = max(n.open, idle+idleSlack)
+		}
 	}
 	return out
 }
@@ -164,7 +170,7 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 	ports := x.Options.Ports.List()
 	want[kernel.VIP{NS: ns, IP: x.VIP}] = kernel.VIPSpec{
 		Scheduler: scheduler, Slots: len(slots),
-		Named: ports != nil, NAT: x.Mode == NAT, OnePacket: x.Options.OnePacket,
+		Named: ports != nil, NAT: translates(x), OnePacket: onePacket(x),
 		Persist: x.Options.Persist, PersistBits: x.Options.PersistBits,
 	}
 	for _, p := range ports {
@@ -181,12 +187,18 @@ func virtual(ns string, x *Virtual, ready []Backend, want kernel.State) {
 	}
 }
 
+// translates reports whether some of a service's backends get packets with their
+// own address.
+func translates(x *Virtual) bool {
+	return slices.ContainsFunc(x.Backends, func(b Backend) bool { return b.Mode == NAT })
+}
+
 // alive adds what lets a backend go on with what it serves, if nftables balances.
 // It gets nothing new, not from a client that is kept with it either, if it leaves
 // or if the VIP is another service's by now.
 func alive(ns string, x *Virtual, b *Backend, owner bool, want kernel.State) {
 	want[kernel.Alive{NS: ns, VIP: x.VIP, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
-	if x.Mode == NAT {
+	if b.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}
 }
@@ -195,8 +207,8 @@ func alive(ns string, x *Virtual, b *Backend, owner bool, want kernel.State) {
 // namespace is there. A task on several networks has one table, with a translation
 // for each network to its own address there; whether it is alone is a matter of
 // each network. The translations are there in mode nat too, where only a task that
-// calls itself needs them: a service may change its mode under open connections.
-func task(e model.Endpoint, x *Virtual, tunnel, alone bool, want kernel.State) {
+// calls itself needs them.
+func task(e model.Endpoint, x *Virtual, b *Backend, tunnel, alone bool, want kernel.State) {
 	if e.Phase != model.Taken || e.Sandbox == "" {
 		return
 	}
@@ -216,13 +228,14 @@ func task(e model.Endpoint, x *Virtual, tunnel, alone bool, want kernel.State) {
 		want[key] = spec
 	}
 	for _, p := range ports {
-		if p.From == p.To && !alone {
+		to := b.to(p)
+		if p.From == to && !alone {
 			continue // as all others
 		}
 		key := kernel.TaskPort{Sandbox: e.Sandbox, VIP: x.VIP, Proto: p.Proto, Port: p.From}
 		other, _ := want[key].(kernel.TaskPortSpec)
 		if first(other.Addr) {
-			want[key] = kernel.TaskPortSpec{Addr: e.Addr, To: p.To, Loop: alone}
+			want[key] = kernel.TaskPortSpec{Addr: e.Addr, To: to, Loop: alone}
 		}
 	}
 }
