@@ -182,6 +182,10 @@ type TaskTunnel struct {
 	Addr    netip.Addr
 }
 
+// TaskTunnelPrefix starts the names of the devices of TaskTunnels, and of no others
+// in a task's namespace: its table (TaskTable) tells them by it.
+const TaskTunnelPrefix = "slt"
+
 // NetnsSpec is the value of Netns; there is nothing to choose.
 type NetnsSpec struct{}
 

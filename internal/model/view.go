@@ -28,7 +28,6 @@ type Self struct {
 	VTEP      netip.Addr // source of our VXLAN packets: the engine's data-path address
 	VXLANPort uint16     // UDP destination port of VXLAN, the same on all nodes
 	Datapath  string     // the best that this node's kernel has for VIPs: ipvs or nft; empty means nft
-	NoTunnel  bool       // its kernel has no IPIP devices, so its tasks take packets bare
 }
 
 // Network is a network that exists on this node.

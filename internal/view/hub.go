@@ -34,7 +34,6 @@ type Config struct {
 	Now       func() time.Time
 	VXLANPort uint16
 	Datapath  string // model.Self's
-	NoTunnel  bool   // likewise
 	// Blank says that records are missing: a first start, or a state file that was
 	// lost. The view is partial then until Settle's conditions are met.
 	Blank bool
@@ -84,7 +83,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		cfg:       cfg,
 		rev:       1,
 		partial:   cfg.Blank,
-		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel},
+		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath},
 		networks:  make(map[model.NetworkID]model.Network),
 		endpoints: make(map[model.EndpointID]model.Endpoint),
 		tables:    make(map[model.NodeID]*table),

@@ -47,7 +47,7 @@ func Plan(v model.View, want kernel.State) {
 				alive(n.ns, x, b, owner[site{x.Network, x.VIP}] == i, want)
 			}
 			if b.Local {
-				task(v.Endpoints[b.Endpoint], x, b, b.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
+				task(v.Endpoints[b.Endpoint], x, b, len(ready) == 1 && b.Ready, want)
 			}
 		}
 	}
@@ -208,12 +208,12 @@ func alive(ns string, x *Virtual, b *Backend, owner bool, want kernel.State) {
 // for each network to its own address there; whether it is alone is a matter of
 // each network. The translations are there in mode nat too, where only a task that
 // calls itself needs them.
-func task(e model.Endpoint, x *Virtual, b *Backend, tunnel, alone bool, want kernel.State) {
+func task(e model.Endpoint, x *Virtual, b *Backend, alone bool, want kernel.State) {
 	if e.Phase != model.Taken || e.Sandbox == "" {
 		return
 	}
 	want[kernel.TaskTable{Sandbox: e.Sandbox}] = kernel.TaskTableSpec{}
-	if tunnel {
+	if b.Mode == TUN {
 		want[kernel.TaskTunnel{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskTunnelSpec{}
 	}
 	// Networks with one subnet may give a task the same VIP twice. It cannot tell
