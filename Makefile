@@ -70,7 +70,7 @@ demo-down: ## take down what `make demo KEEP=1` left up
 	$(GO) run ./test/demo -down
 
 # The kernel is built beside the tests, in the time that they leave: nice keeps it
-# from them, and who needs it waits for it. CI keeps it, see .ci/run.
+# from them, and who needs it waits for it.
 test: lint test-deps build build/e2e-logs ## every test that this machine can run; says what it could not run, and why
 	@if test/vm/run-in-vm -q ip_vs; then set --; else \
 		set -- $(VM_GROUPS); \
