@@ -365,10 +365,12 @@ func restRules() []rule {
 }
 
 // icmpRules send an echo request to whoever is next: each is whole in itself.
-// An error that a client reports goes to the backend whose packet it quotes.
+// An error that a client, or a router before it, reports goes to the backend whose
+// packet it quotes.
 func icmpRules() []rule {
-	// The quoted packet went the other way.
-	quoted := part(ipSaddr(r0), ipDaddr(r1), quotedDport(r2), quotedSport(r3))
+	// The quoted packet went the other way, to the client. Who reports it may be a
+	// router on the way: the client of a published port is not on this network.
+	quoted := part(quotedDaddr(r0), ipDaddr(r1), quotedDport(r2), quotedSport(r3))
 	about := func(p byte) []expr.Any { return part(quotedProtocol(r0), is(r0, p)) }
 	return []rule{
 		newRule(chainICMP, "echo request", part(icmpType(r0), is(r0, 8)), goTo(chainEcho)),

@@ -163,6 +163,7 @@ func icmpType(reg uint32) expr.Any   { return load(expr.PayloadBaseTransportHead
 // Fields of the packet that an ICMP error quotes: behind 8 octets of ICMP an
 // IPv4 header, taken to be 20 octets, and the ports.
 func quotedProtocol(reg uint32) expr.Any { return load(expr.PayloadBaseTransportHeader, 8+9, 1, reg) }
+func quotedDaddr(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+16, 4, reg) }
 func quotedSport(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+20, 2, reg) }
 func quotedDport(reg uint32) expr.Any    { return load(expr.PayloadBaseTransportHeader, 8+22, 2, reg) }
 
