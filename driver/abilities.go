@@ -9,12 +9,15 @@ import (
 )
 
 // Abilities says why this node's kernel cannot do what networks and services may
-// ask for; nil means that it can. What is asked for by name and cannot be had is
+// ask for; nil, the error or the function that gives it, means that it can. What is asked for by name and cannot be had is
 // refused, when the engine asks for it: a network or service that is there already
 // goes on as the plan can have it.
 type Abilities struct {
-	NoIPVS   error // balance with ip_vs
-	NoTunnel error // take IPIP packets in a task's namespace
+	NoIPVS error // balance with ip_vs
+	// NoTunnel: take IPIP packets in a task's namespace. It is asked only when mode
+	// tun is wanted, as finding out has its price: the module puts a device, tunl0,
+	// into every network namespace of the host. It must be safe for concurrent use.
+	NoTunnel func() error
 }
 
 // network refuses what a network asks for by name. A scheduler that counts
@@ -46,9 +49,13 @@ func (a Abilities) mode(mode string) error {
 	if mode != "tun" || a.NoTunnel == nil {
 		return nil
 	}
+	err := a.NoTunnel()
+	if err == nil {
+		return nil
+	}
 	return &options.Error{
 		Key: options.Mode, Value: mode,
-		Problem: fmt.Sprintf("this node's tasks can take no IPIP packets (%v)", a.NoTunnel),
+		Problem: fmt.Sprintf("this node's tasks can take no IPIP packets (%v)", err),
 		Allowed: "dr, nat; else load ipip on this node (modprobe ipip), then disable and enable the plugin",
 	}
 }

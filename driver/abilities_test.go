@@ -13,8 +13,10 @@ var (
 	errNoIPIP = errors.New("ipip is not supported")
 )
 
+func noIPIP() error { return errNoIPIP }
+
 func TestWhatThisKernelCannotDoIsRefused(t *testing.T) {
-	lacking := driver.Abilities{NoIPVS: errNoIPVS, NoTunnel: errNoIPIP}
+	lacking := driver.Abilities{NoIPVS: errNoIPVS, NoTunnel: noIPIP}
 	for _, c := range []struct {
 		name             string
 		network, service map[string]string
@@ -61,10 +63,42 @@ func TestWhatThisKernelCannotDoIsRefused(t *testing.T) {
 	}
 }
 
+// TestTunnelsAreLookedForOnlyIfWanted: looking for them changes the host.
+func TestTunnelsAreLookedForOnlyIfWanted(t *testing.T) {
+	for _, c := range []struct {
+		network, service string
+		want             int
+	}{{"", "", 0}, {"dr", "nat", 0}, {"tun", "", 1}, {"", "tun", 1}, {"tun", "tun", 2}} {
+		t.Run(c.network+"/"+c.service, func(t *testing.T) {
+			asked := 0
+			h := newHostThat(t, false, driver.Abilities{NoTunnel: func() error { asked++; return nil }})
+			mode := func(m string) map[string]string {
+				if m == "" {
+					return nil
+				}
+				return map[string]string{"sluice.mode": m}
+			}
+			err := h.CreateNetwork(t.Context(), driver.CreateRequest{Network: web, Options: h.allocated(t, mode(c.network)), Subnets: plain})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = h.CreateEndpoint(t.Context(), driver.EndpointRequest{
+				Network: web, Endpoint: webEnd, Addr: prefix("10.255.0.2/20"), Options: mode(c.service),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if asked != c.want {
+				t.Errorf("asked %d times, want %d", asked, c.want)
+			}
+		})
+	}
+}
+
 // TestWhatIsThereIsTakenOverAsItIs: a kernel that has lost its ip_vs keeps the
 // containers that run.
 func TestWhatIsThereIsTakenOverAsItIs(t *testing.T) {
-	h := newHostThat(t, false, driver.Abilities{NoIPVS: errNoIPVS, NoTunnel: errNoIPIP})
+	h := newHostThat(t, false, driver.Abilities{NoIPVS: errNoIPVS, NoTunnel: noIPIP})
 	opts := h.allocated(t, map[string]string{"sluice.datapath": "ipvs", "sluice.mode": "tun"})
 	if err := h.Adopt(t.Context(), model.EngineSnapshot{
 		Networks: map[model.NetworkID]model.EngineNetwork{web: {

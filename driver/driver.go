@@ -405,6 +405,10 @@ func infrastructure(k kernel.Key, ns string) bool {
 		return k.NS == ns && k.Kind != kernel.Veth
 	case kernel.BridgeTable:
 		return k.NS == ns
+	case kernel.MarkTable:
+		return k.NS == ns
+	case kernel.LiftTable:
+		return k.NS == ns
 	}
 	return false
 }

@@ -168,6 +168,8 @@ func TestAKernelThatRefusesANetworkLeavesNoIntent(t *testing.T) {
 		kernel.Link{NS: ns, Name: overlay.BridgeName, Kind: kernel.Bridge},
 		kernel.Link{NS: ns, Name: overlay.VXLANName, Kind: kernel.VXLAN},
 		kernel.BridgeTable{NS: ns},
+		kernel.MarkTable{NS: ns},
+		kernel.LiftTable{NS: ns},
 	} {
 		t.Run(k.String(), func(t *testing.T) {
 			h := newHost(t, false)
@@ -185,11 +187,33 @@ func TestAKernelThatRefusesANetworkLeavesNoIntent(t *testing.T) {
 	}
 }
 
+func TestATableThatIsMissingFailsAJoin(t *testing.T) {
+	ns := overlay.NetnsName(model.Network{ID: web})
+	for _, k := range []kernel.Key{kernel.BridgeTable{NS: ns}, kernel.MarkTable{NS: ns}, kernel.LiftTable{NS: ns}} {
+		t.Run(k.String(), func(t *testing.T) {
+			h := newHost(t, false)
+			if err := h.CreateNetwork(t.Context(), driver.CreateRequest{Network: web, Options: h.allocated(t, nil), Subnets: plain}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.CreateEndpoint(t.Context(), driver.EndpointRequest{Network: web, Endpoint: webEnd, Addr: prefix("10.255.0.2/20")}); err != nil {
+				t.Fatal(err)
+			}
+			h.loop.failed[k] = kernel.ErrTaken
+			_, err := h.Join(t.Context(), driver.JoinRequest{Network: web, Endpoint: webEnd})
+			if !errors.Is(err, kernel.ErrTaken) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func TestTheTroublesOfOthersAreNotOurs(t *testing.T) {
 	h := newHost(t, false)
 	h.loop.failed[kernel.Netns{Name: "sluice-another"}] = kernel.ErrTaken
 	h.loop.failed[kernel.Link{NS: overlay.NetnsName(model.Network{ID: web}), Name: "slvbbbbbbbbbbbb", Kind: kernel.Veth}] = kernel.ErrTaken
 	h.loop.failed[kernel.FilterPeer{}] = kernel.ErrTaken
+	h.loop.failed[kernel.MarkTable{NS: "sluice-another"}] = kernel.ErrTaken
+	h.loop.failed[kernel.LiftTable{NS: "sluice-another"}] = kernel.ErrTaken
 	if err := h.CreateNetwork(t.Context(), driver.CreateRequest{Network: web, Options: h.allocated(t, nil), Subnets: plain}); err != nil {
 		t.Error(err)
 	}

@@ -55,9 +55,9 @@ type parts struct {
 
 	noIPVS    error // why networks that ask for IPVS do not get it here; nil if they do
 	noMesh    error // why this node has no published ports, and its tasks none; nil if they have
-	noTunnel  error // why tasks here cannot take packets in tunnels; nil if they can
 	noDestroy error // why silent connections cannot be ended here; nil if they can
 
+	tunnel   atomic.Pointer[error]          // why tasks here cannot take packets in tunnels; nil until asked for
 	routes   atomic.Pointer[[]netip.Prefix] // the host's, for IPAM to stay away from
 	features atomic.Pointer[[]string]       // what the kernel lacks; nil until probed
 }
@@ -102,9 +102,9 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	if p.noIPVS != nil {
 		datapath = service.NFT
 	}
-	p.noTunnel, p.noMesh = p.kernel.HasTunnel(), p.kernel.HasMesh()
+	p.noMesh = p.kernel.HasMesh()
 	p.hub, err = view.New(view.Config{
-		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, NoTunnel: p.noTunnel != nil, Log: log,
+		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, Log: log,
 		MeshPool: cfg.MeshPool, NoMesh: p.noMesh != nil, MTU: p.overlayMTU,
 		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
 		Changed: p.changed,
@@ -146,7 +146,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.driver = driver.New(driver.Config{
 		Intents: p.hub, Allocations: book, Pools: p.ipam, Keys: p.ring, Loop: p.loop,
 		UnderlayMTU: p.kernel.UnderlayMTU, Hint: p.gossip.hint, Local: local, HostRun: cfg.HostRun, Log: log,
-		Abilities: driver.Abilities{NoIPVS: p.noIPVS, NoTunnel: p.noTunnel},
+		Abilities: driver.Abilities{NoIPVS: p.noIPVS, NoTunnel: p.askTunnel(p.kernel.HasTunnel)},
 	})
 	p.engine, err = dockerapi.New(dockerapi.Config{
 		Socket: filepath.Join(cfg.HostRun, "docker.sock"), PluginID: pluginID(), Log: log,
@@ -160,9 +160,22 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop,
-		Datapath: p.datapath, Traffic: p.kernel.Traffic, Ended: p.idle.Ended, Abilities: p.abilities, Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems, Trouble: p.trouble, Memory: residentBytes, Log: log,
+		Datapath: p.datapath, Traffic: p.kernel.Traffic, Ended: p.idle.Ended, Abilities: p.abilities,
+		Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems,
+		Trouble: p.trouble, Memory: residentBytes, Log: log,
 	})
 	return p, nil
+}
+
+// askTunnel returns the question whether tasks here can take packets in tunnels. has
+// is asked once, when a network or service first wants that: the kernel may load
+// ipip then, which puts a device into every network namespace of the host.
+func (p *parts) askTunnel(has func() error) func() error {
+	return sync.OnceValue(func() error {
+		err := has()
+		p.tunnel.Store(&err)
+		return err
+	})
 }
 
 // changed follows every new revision of the view.

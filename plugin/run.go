@@ -136,12 +136,14 @@ func (p *parts) datapath() (name, why string) {
 
 // abilities are what this node's kernel has or lacks without harm to the rest.
 func (p *parts) abilities() []diag.Ability {
-	return []diag.Ability{
+	out := []diag.Ability{
 		{Name: diag.AbilityIPVS, Use: "balances virtual IPs, with every scheduler; looked for when the plugin starts", Err: p.noIPVS},
-		{Name: "ipip", Use: "lets tasks take packets in tunnels, for mode tun", Err: p.noTunnel},
 		{Name: "mesh", Use: "has published ports, and lets tasks here answer at those of all nodes", Err: p.noMesh},
-		{Name: "SOCK_DESTROY", Use: "ends silent connections, where a service asks for that", Err: p.noDestroy},
 	}
+	if err := p.tunnel.Load(); err != nil {
+		out = append(out, diag.Ability{Name: "ipip", Use: "lets tasks take packets in tunnels, for mode tun", Err: *err})
+	}
+	return append(out, diag.Ability{Name: "SOCK_DESTROY", Use: "ends silent connections, where a service asks for that", Err: p.noDestroy})
 }
 
 // trouble lists what the parts have to report.

@@ -54,7 +54,7 @@ func plugin(t *testing.T, dir, name string, n node, trouble ...diag.Problem) {
 		Settings:  []diag.Setting{{Name: "SCOPE", Value: "global", Default: true}},
 		Datapath:  func() (string, string) { return "nft", "the kernel has all" },
 		Abilities: func() []diag.Ability { return nil },
-		Ended: func() map[model.ServiceID]uint64 { return nil },
+		Ended:     func() map[model.ServiceID]uint64 { return nil },
 		Calls:     func() []diag.Call { return nil },
 		Gossip:    func() (bool, string) { return false, "not running" },
 		Pools:     func() map[model.NetworkID]diag.Pool { return nil },

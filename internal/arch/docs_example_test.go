@@ -12,6 +12,7 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/plan"
+	"sluice/lb/service"
 )
 
 // packetPaths are the machine texts of docs/packet-paths.md: the plans of two
@@ -39,7 +40,23 @@ func packetPaths() map[string]func() string {
 			return fence(b.String())
 		}
 	}
+	// asked is node 1 with ip_vs, where the service asks for opts.
+	asked := func(opts model.ServiceOptions) kernel.State {
+		v := example(nil)[0]
+		v.Self.Datapath = service.IPVS
+		for id, s := range v.Services {
+			s.Options = make(map[model.NetworkID]model.ServiceOptions)
+			for network := range s.VIPs {
+				s.Options[network] = opts
+			}
+			v.Services[id] = s
+		}
+		return plan.Host(v)
+	}
 	return map[string]func() string{
+		"ipvs-dr":         phases(asked(model.ServiceOptions{}), kernel.PhaseVIP),
+		"ipvs-nat":        phases(asked(model.ServiceOptions{Mode: service.NAT, Ports: "81:80/tcp"}), kernel.PhaseVIP),
+		"ipvs-tun":        phases(asked(model.ServiceOptions{Mode: service.TUN, Ports: "81:80/tcp"}), kernel.PhaseTask),
 		"node1-netns":     phases(one, kernel.PhaseNetns, kernel.PhaseSysctl),
 		"node1-links":     phases(one, kernel.PhaseBridge, kernel.PhaseVXLAN, kernel.PhaseVeth),
 		"node1-addresses": phases(one, kernel.PhaseAddr),

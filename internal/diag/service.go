@@ -269,12 +269,11 @@ func (n *EntryNetwork) nft(x service.Virtual, want kernel.State, traffic map[ker
 	if !planned {
 		return false
 	}
-	method := string(kernel.IPVSDR)
-	if spec.NAT {
-		method = string(kernel.IPVSNAT)
-	}
 	for i := range n.Backends {
-		n.Backends[i].Method = method
+		n.Backends[i].Method = string(kernel.IPVSDR)
+		if real := (kernel.Real{NS: n.Netns, MAC: x.Backends[i].MAC}); want[real] != nil {
+			n.Backends[i].Method = string(kernel.IPVSNAT)
+		}
 	}
 	if n.Traffic = counted(traffic, key); n.Traffic != nil {
 		n.Uncounted = "nftables counts for the VIP, not for each backend"

@@ -271,12 +271,12 @@ func TestOperations(t *testing.T) {
 			kernel.State{
 				kernel.MarkTable{NS: "sluice-a"}: kernel.MarkTableSpec{}, kernel.IPVSTimeouts{NS: "sluice-a"}: kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120},
 				kernel.Mark{NS: "sluice-a", VIP: vip, Client: ip}: kernel.MarkSpec{Mark: 131081},
-				kernel.IPVSService{NS: "sluice-a", Mark: 131081}:  kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true, Port: true, Persist: 60, PersistBits: 24},
+				kernel.IPVSService{NS: "sluice-a", Mark: 131081}:  kernel.IPVSServiceSpec{Scheduler: "sh", Fallback: true, Persist: 60, PersistBits: 24},
 				kernel.IPVSService{NS: "sluice-a", Mark: 10}:      kernel.IPVSServiceSpec{Scheduler: "rr"},
 				kernel.IPVSDest{NS: "sluice-a", Mark: 10, IP: ip}: kernel.IPVSDestSpec{Weight: 0, Method: kernel.IPVSDR, Upper: 9, Lower: 5},
 			},
 			[]string{
-				`+ ipvs sluice-a fwm 131081 sh fallback port persist 60 bits 24`,
+				`+ ipvs sluice-a fwm 131081 sh fallback persist 60 bits 24`,
 				`~ ipvs sluice-a fwm 10 -> 10.0.0.2 weight 0 dr upper 9 lower 5  (is: weight 1 dr)`,
 				`+ mark sluice-a 10.0.0.9 client 10.0.0.2 fwm 131081`,
 				`- mark sluice-a 10.0.0.9 fwm 9`,

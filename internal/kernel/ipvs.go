@@ -88,8 +88,6 @@ type IPVSServiceSpec struct {
 	// Fallback has sh and mh choose another backend where the hash's has weight 0
 	// or too many connections; without it they refuse.
 	Fallback bool
-	// Port has sh and mh hash the client's port too, not only its address.
-	Port bool
 	// Persist is for how many seconds a client's next connection goes where its
 	// last one went; 0: each is chosen for itself.
 	Persist int
@@ -182,9 +180,6 @@ func (v IPVSServiceSpec) String() string {
 	b.WriteString(v.Scheduler)
 	if v.Fallback {
 		b.WriteString(" fallback")
-	}
-	if v.Port {
-		b.WriteString(" port")
 	}
 	if v.Persist > 0 {
 		fmt.Fprintf(&b, " persist %d bits %d", v.Persist, v.PersistBits)

@@ -184,6 +184,10 @@ type TaskTunnel struct {
 	Addr    netip.Addr
 }
 
+// TaskTunnelPrefix starts the names of the devices of TaskTunnels, and of no others
+// in a task's namespace: its table (TaskTable) tells them by it.
+const TaskTunnelPrefix = "slt"
+
 // NetnsSpec is the value of Netns; there is nothing to choose.
 type NetnsSpec struct{}
 
@@ -249,7 +253,9 @@ type VIPSpec struct {
 	Scheduler string // rr, wrr: slots in turn; sh: slot by hash of the client's address
 	Slots     int    // number of slots; 0 refuses every connection
 	Named     bool   // only its Ports are served, all others refuse
-	NAT       bool   // packets get the address of their backend's Real, answers the VIP
+	// NAT gives packets the address of their backend's Real, if it has one, and
+	// answers the VIP.
+	NAT bool
 	// OnePacket chooses a slot for each UDP packet.
 	OnePacket bool
 	// Persist is for how many seconds a client's next connection goes where its

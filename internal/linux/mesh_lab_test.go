@@ -134,6 +134,9 @@ func (l *meshLab) state(h *meshHost, p model.Phase) kernel.State {
 	for _, s := range meshServices() {
 		maps.Copy(st, plan.Host(l.view(h, s, p)))
 	}
+	if !l.ipvs { // kernels that have no ip_vs mostly have no tunnels either
+		maps.DeleteFunc(st, func(key kernel.Key, _ kernel.Value) bool { _, is := key.(kernel.TaskTunnel); return is })
+	}
 	return st
 }
 
@@ -163,8 +166,6 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 	}
 	if l.ipvs {
 		v.Self.Datapath = "ipvs"
-	} else {
-		v.Self.NoTunnel = true // as the kernels that have no ip_vs, mostly
 	}
 	for _, o := range l.hosts {
 		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}

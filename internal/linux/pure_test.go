@@ -162,6 +162,22 @@ func TestSysctlPath(t *testing.T) {
 	}
 }
 
+// What a kernel lacks, it does not do: to forbid it is done already, to ask for it
+// is not. Other keys are not to be missed.
+func TestWhenMissing(t *testing.T) {
+	for name, want := range map[string]string{
+		"net.bridge.bridge-nf-call-iptables": "0",
+		"net.ipv4.vs.conntrack":              "0",
+		"net.ipv6.conf.all.disable_ipv6":     "1",
+		"net.ipv4.vs.conn_reuse_mode":        "",
+		"net.ipv4.ip_forward":                "",
+	} {
+		if got, ok := whenMissing(name); got != want || ok != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", name, got, ok, want)
+		}
+	}
+}
+
 func TestParseMount(t *testing.T) {
 	for _, tc := range []struct {
 		line   string

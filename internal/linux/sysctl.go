@@ -96,6 +96,9 @@ func whenMissing(name string) (string, bool) {
 	case strings.HasPrefix(name, "net.bridge."):
 		// br_netfilter is not loaded: bridged frames pass no iptables.
 		return "0", true
+	case name == "net.ipv4.vs.conntrack":
+		// IPVS was built without CONFIG_IP_VS_NFCT: it never uses conntrack.
+		return "0", true
 	case strings.HasPrefix(name, "net.ipv6.conf.") && strings.HasSuffix(name, ".disable_ipv6"):
 		// No IPv6 at all, by kernel or by boot option.
 		return "1", true

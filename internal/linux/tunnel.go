@@ -18,8 +18,10 @@ import (
 //	eth0 ─▶ IPIP to the task's address ─▶ slt0aff0003 ─▶ prerouting: VIP → own address ─▶ the task
 //	eth0 ◀──────────────────────────────────────────────────────────── its answer, as it is
 //
-// It only receives. What it would send with does not matter, but for what keeps
-// the kernel from refusing it: TTL as the inner packet's, no path MTU discovery.
+// It only receives, from whoever reaches the task, and takes out whatever is in a
+// packet: the task's table (kernel.TaskTable) drops what is not for a VIP. What it
+// would send with does not matter, but for what keeps the kernel from refusing it:
+// TTL as the inner packet's, no path MTU discovery.
 //
 // Two things make the kernel take the inner packet, whose source is a client that
 // is reached by eth0, not by the tunnel (__fib_validate_source in
@@ -34,9 +36,6 @@ import (
 
 const (
 	kindIPIP = "ipip"
-	// tunnelPrefix starts the names of tunnels; the address follows, in
-	// hexadecimal: 11 of the 15 characters that a name may have.
-	tunnelPrefix = "slt"
 
 	// Of include/uapi/linux: if_link.h, ip.h.
 	inetConf         = 1 // IFLA_INET_CONF
@@ -45,7 +44,11 @@ const (
 	sizeofDevconfOne = 4
 )
 
-func tunnelName(addr netip.Addr) string { return fmt.Sprintf("%s%x", tunnelPrefix, addr.AsSlice()) }
+// tunnelName is the prefix and the address in hexadecimal: 11 of the 15 characters
+// that a name may have.
+func tunnelName(addr netip.Addr) string {
+	return fmt.Sprintf("%s%x", kernel.TaskTunnelPrefix, addr.AsSlice())
+}
 
 func tunnelAlias(addr netip.Addr) string { return aliasPrefix + "tunnel to " + addr.String() }
 

@@ -50,7 +50,6 @@ type Self struct {
 	VTEP      netip.Addr // source of our VXLAN packets: the engine's data-path address
 	VXLANPort uint16     // UDP destination port of VXLAN, the same on all nodes
 	Datapath  string     // the best that this node's kernel has for VIPs: ipvs or nft; empty means nft
-	NoTunnel  bool       // its kernel has no IPIP devices, so its tasks take packets bare
 	// MeshPool is where the addresses are from by which published ports are told
 	// apart, the same on all nodes; invalid: ingress.DefaultPool.
 	MeshPool netip.Prefix

@@ -198,7 +198,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: Upper, Default: "0, no limit", Allowed: between(0, MaxConnections),
-			Doc: "How many connections of each client's node a task may have; beyond, it gets no new ones. Nodes that balance by nftables do not count them."},
+			Doc: "How many connections a task may have; beyond, it gets no new ones. It holds for each client's node, and each named port, by itself. Nodes that balance by nftables do not count them."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Upper, err = number(v, 0, MaxConnections)
 			return err
@@ -213,8 +213,8 @@ var serviceOptions = []option[model.ServiceOptions]{
 		},
 	},
 	{
-		Option: Option{Key: IdleTimeout, Default: "3h", Allowed: durations,
-			Doc: "For how long an open TCP connection may be silent. Then the node of the task ends it, and both sides hear of it."},
+		Option: Option{Key: IdleTimeout, Default: "none", Allowed: durations,
+			Doc: "For how long an open TCP connection may be silent. Then the node of the task ends it, and both sides hear of it. Unset, it is forgotten after 3 h."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Idle, err = seconds(v)
 			return err

@@ -35,7 +35,6 @@ type Config struct {
 	Now       func() time.Time
 	VXLANPort uint16
 	Datapath  string       // model.Self's
-	NoTunnel  bool         // likewise
 	MeshPool  netip.Prefix // likewise
 	NoMesh    bool         // likewise
 	// MTU is what an overlay may have over the underlay device with an address, in
@@ -94,7 +93,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		cfg:       cfg,
 		rev:       1,
 		partial:   cfg.Blank,
-		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, NoTunnel: cfg.NoTunnel, MeshPool: cfg.MeshPool, NoMesh: cfg.NoMesh},
+		self:      model.Self{VXLANPort: cfg.VXLANPort, Datapath: cfg.Datapath, MeshPool: cfg.MeshPool, NoMesh: cfg.NoMesh},
 		networks:  make(map[model.NetworkID]model.Network),
 		endpoints: make(map[model.EndpointID]model.Endpoint),
 		tables:    make(map[model.NodeID]*table),

@@ -67,7 +67,8 @@ func meshedAt(v model.View, aliases []Alias, xs []Virtual) []meshedVirtual {
 		m.Mode, m.Options.Ports = DR, ""
 		m.Backends = slices.Clone(m.Backends)
 		for j := range m.Backends {
-			m.Backends[j].Ready = m.Backends[j].Meshed
+			b := &m.Backends[j]
+			b.Mode, b.Ports, b.Ready = DR, "", b.Meshed // whatever the task was started with
 		}
 		out = append(out, m)
 	}

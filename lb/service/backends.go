@@ -25,14 +25,34 @@ type Backend struct {
 	Task     model.TaskID
 	Addr     netip.Addr
 	MAC      model.MAC
-	Weight   int  // 1..255
-	Ready    bool // takes new connections
-	Local    bool // on this node
-	Tunnel   bool // takes packets in IPIP
+	Weight   int // 1..255
+	// Mode is the one that the task was started with: its node has prepared it so,
+	// and what is open to it goes on so, while an update gives new tasks another.
+	Mode   string
+	Ports  model.Ports // likewise
+	Ready  bool        // takes new connections
+	Local  bool        // on this node
+	Tunnel bool        // takes packets in IPIP
 	// Meshed is Ready for published ports: they ask other things of the task.
 	Meshed bool
+	// beaten says that its address is another endpoint's by now: what is sent there
+	// is not for it.
+	beaten bool
 	// Why is the reason for not being Ready, for people; empty if it is.
 	Why string
+}
+
+// to is the task's own port behind a port of the VIP: by the options that it was
+// started with, else by the service's.
+func (b *Backend) to(p model.PortMap) uint16 {
+	if b.Ports != "" {
+		for _, own := range b.Ports.List() {
+			if own.Proto == p.Proto && own.From == p.From {
+				return own.To
+			}
+		}
+	}
+	return p.To
 }
 
 // Virtual is a service on one network: its VIP and backends.
@@ -40,9 +60,9 @@ type Virtual struct {
 	Service   model.ServiceID
 	Name      string
 	Network   model.NetworkID
-	VIP       netip.Addr // invalid: endpoint mode dnsrr, nothing to balance
-	Scheduler string     // asked for; see the function Scheduler
-	Mode      string
+	VIP       netip.Addr           // invalid: endpoint mode dnsrr, nothing to balance
+	Scheduler string               // asked for; see the function Scheduler
+	Mode      string               // asked for; what holds for a task is its own
 	Options   model.ServiceOptions // the rest of what is asked for
 	Backends  []Backend            // sorted by address
 }
@@ -142,7 +162,9 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		// The task's own, which during an update may differ from the service's.
 		// Bounded here too: the number is another node's, and slots are made of it.
 		b.Weight = min(max(1, cmp.Or(m.Weight, x.Options.Weight)), maxWeight)
-		b.Why = m.unready(x.VIP, x.Mode)
+		b.Mode = cmp.Or(m.Mode, x.Options.Mode, v.Networks[x.Network].Options.Mode, DR)
+		b.beaten = m.beaten != nil
+		b.Why = m.unready(x.VIP, b.Mode)
 		b.Ready = b.Why == ""
 		b.Meshed = m.meshed && m.out() == ""
 	}

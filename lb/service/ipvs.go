@@ -46,8 +46,8 @@ func waysTo(x *Virtual) []way {
 	out := make([]way, 0, 2*len(ports))
 	for _, p := range ports {
 		out = append(out, way{vip: x.VIP, port: p})
-		for i := range x.Backends {
-			if b := &x.Backends[i]; b.Local {
+		for i := range x.Backends { // sorted by address, which two may claim
+			if b := &x.Backends[i]; b.Local && b.Addr != out[len(out)-1].client {
 				out = append(out, way{vip: x.VIP, client: b.Addr, port: p})
 			}
 		}
@@ -136,18 +136,13 @@ func ipvsBalancer(ns string, open int, want kernel.State) {
 // are the stack's, which refuses: RST, port unreachable.
 func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 	scheduler, _ := Scheduler(x, IPVS)
-	weight := func(b *Backend) int { return b.Weight }
-	if x.Scheduler == DH {
-		order := fixedOrder(x.VIP, x.Backends)
-		weight = func(b *Backend) int { return order[b.Addr] }
-	}
+	weights := ipvsWeights(x)
 	spec := kernel.IPVSServiceSpec{
 		Scheduler: scheduler,
 		// Else a client whose place is a leaving backend's would be refused.
 		Fallback: x.Scheduler == SH || x.Scheduler == MH,
 		Persist:  x.Options.Persist, PersistBits: x.Options.PersistBits,
-		// IPVS forgets such a packet at once, and could not translate its answer.
-		OnePacket: x.Options.OnePacket && x.Mode != NAT,
+		OnePacket: onePacket(x),
 	}
 	for i := range ways {
 		w := &ways[i]
@@ -155,7 +150,7 @@ func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 		served := false
 		for j := range x.Backends {
 			if b := &x.Backends[j]; b.Ready && b.Addr != w.client {
-				want[ipvsDest(ns, x, w, b)] = ipvsDestSpec(x, b, weight(b))
+				want[ipvsDest(ns, w, b)] = ipvsDestSpec(x, b, weights[j])
 				served = true
 			}
 		}
@@ -165,11 +160,50 @@ func ipvsVirtual(ns string, x *Virtual, ways []way, want kernel.State) {
 	}
 }
 
-// ipvsDest is a backend's place in the service of a way to x.
-func ipvsDest(ns string, x *Virtual, w *way, b *Backend) kernel.IPVSDest {
+// ipvsWeights are the weights by which IPVS chooses the backends of x, by index.
+func ipvsWeights(x *Virtual) []int {
+	out := make([]int, len(x.Backends))
+	div, sum := 1, 0
+	if x.Scheduler == SH && len(out) > 0 {
+		div = divisor(x.Backends)
+	}
+	for i := range x.Backends {
+		b := &x.Backends[i]
+		switch x.Scheduler {
+		case DH:
+			out[i] = order(x.VIP, b)
+		case FO:
+			out[i] = rank(b)
+		default:
+			out[i] = b.Weight / div
+		}
+		sum += out[i]
+	}
+	// A weight is so many of sh's 256 places, in a row: more leave none for the last.
+	if x.Scheduler == SH && sum > shPlaces {
+		for i := range out {
+			out[i] = max(1, out[i]*shPlaces/sum)
+		}
+	}
+	return out
+}
+
+// shPlaces is the size of sh's table (IP_VS_SH_TAB_SIZE, by its default).
+const shPlaces = 256
+
+// onePacket says whether each UDP packet is balanced by itself. In mode nat it
+// cannot be: IPVS forgets such a packet at once, and could not translate its answer.
+func onePacket(x *Virtual) bool {
+	return x.Options.OnePacket && x.Mode != NAT && !translates(x)
+}
+
+// ipvsDest is a backend's place in the service of a way to x. It keeps its method
+// and port as long as it lives: IPVS sends what is open as it began, by a route
+// that all of the destination's connections share.
+func ipvsDest(ns string, w *way, b *Backend) kernel.IPVSDest {
 	d := kernel.IPVSDest{NS: ns, Mark: w.mark, IP: b.Addr}
-	if x.Mode == NAT && w.port.To != w.port.From {
-		d.Port = w.port.To
+	if to := b.to(w.port); b.Mode == NAT && to != w.port.From {
+		d.Port = to
 	}
 	return d
 }
@@ -177,9 +211,9 @@ func ipvsDest(ns string, x *Virtual, w *way, b *Backend) kernel.IPVSDest {
 func ipvsDestSpec(x *Virtual, b *Backend, weight int) kernel.IPVSDestSpec {
 	spec := kernel.IPVSDestSpec{Weight: weight, Method: kernel.IPVSDR, Upper: x.Options.Upper, Lower: x.Options.Lower}
 	switch {
-	case x.Mode == NAT:
+	case b.Mode == NAT:
 		spec.Method = kernel.IPVSNAT
-	case x.Mode == TUN && b.Tunnel:
+	case b.Mode == TUN && b.Tunnel:
 		// One that has no tunnel yet, or cannot have one, gets the packets bare.
 		spec.Method = kernel.IPVSTun
 	}
@@ -196,25 +230,25 @@ func ipvsKeep(ns string, owner, x *Virtual, ways []way, want kernel.State) {
 		w := &ways[i]
 		for j := range x.Backends {
 			b := &x.Backends[j]
-			dest := ipvsDest(ns, owner, w, b)
-			if want[dest] != nil || b.Addr == w.client {
+			dest := ipvsDest(ns, w, b)
+			if want[dest] != nil || b.beaten || b.Addr == w.client {
 				continue
 			}
 			want[dest] = ipvsDestSpec(owner, b, 0)
-			if owner.Mode == NAT {
-				want[kernel.LiftFrom{NS: ns, IP: b.Addr}] = kernel.LiftFromSpec{}
-			}
 		}
 	}
 }
 
 // ipvsLift adds the way back of answers from the backends of a service whose
 // packets get another address.
-func ipvsLift(n model.Network, x *Virtual, want kernel.State) {
-	ns := overlay.NetnsName(n)
-	want[kernel.LiftTable{NS: ns}] = kernel.LiftTableSpec{Router: overlay.RouterMAC(n)}
-	want[kernel.Sysctl{NS: ns, Name: forwarding}] = kernel.SysctlSpec{Value: "1"}
+func ipvsLift(n *network, x *Virtual, want kernel.State) {
 	for i := range x.Backends {
-		want[kernel.LiftFrom{NS: ns, IP: x.Backends[i].Addr}] = kernel.LiftFromSpec{}
+		b := &x.Backends[i]
+		if b.Mode != NAT || b.beaten {
+			continue
+		}
+		want[kernel.LiftTable{NS: n.ns}] = kernel.LiftTableSpec{Router: overlay.RouterMAC(n.Network)}
+		want[kernel.Sysctl{NS: n.ns, Name: forwarding}] = kernel.SysctlSpec{Value: "1"}
+		want[kernel.LiftFrom{NS: n.ns, IP: b.Addr}] = kernel.LiftFromSpec{}
 	}
 }

@@ -21,7 +21,7 @@ type site struct {
 // member is an endpoint on one of the view's networks, on its way to being a
 // Backend if it is a service's.
 type member struct {
-	Backend             // Weight is the endpoint's own option, 0 if it has none
+	Backend             // Weight, Mode and Ports are the endpoint's own options, zero if it has none
 	place    place      // its service is empty if it has none
 	running  bool       // by the word of its engine
 	leaving  bool       // by that of a manager
@@ -40,11 +40,11 @@ type member struct {
 func members(v model.View) []member {
 	all := make([]member, 0, len(v.Endpoints)+len(v.Remotes)) // never grows: pointers into it stay good
 	held := make(map[site]*member, cap(all))
-	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, meshed bool, b Backend) {
+	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, meshed bool, b Backend, own *model.ServiceOptions) {
 		if _, here := v.Networks[network]; !here {
 			return
 		}
-		b.Task = t.ID
+		b.Task, b.Weight, b.Mode, b.Ports = t.ID, own.Weight, own.Mode, own.Ports
 		all = append(all, member{
 			Backend: b, place: place{t.Service, network}, running: t.Ready, leaving: t.Leaving,
 			prepared: prepared, meshed: meshed,
@@ -61,13 +61,13 @@ func members(v model.View) []member {
 		}
 	}
 	for id, e := range v.Endpoints {
-		add(e.Network, &e.Task, e.Prepared, e.Meshed, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Weight: e.Options.Weight, Local: true, Tunnel: e.Tunnel})
+		add(e.Network, &e.Task, e.Prepared, e.Meshed, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Local: true, Tunnel: e.Tunnel}, &e.Options)
 	}
 	for id, r := range v.Remotes {
 		// overlay.Plan makes no way to a node without a VTEP, nor to this one under
 		// another name.
 		if r.VTEP.IsValid() && r.VTEP != v.Self.VTEP {
-			add(r.Network, &r.Task, r.Prepared, r.Meshed, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Weight: r.Options.Weight, Tunnel: r.Tunnel})
+			add(r.Network, &r.Task, r.Prepared, r.Meshed, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Tunnel: r.Tunnel}, &r.Options)
 		}
 	}
 	return all

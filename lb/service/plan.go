@@ -2,6 +2,7 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
@@ -39,18 +40,15 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 				virtual(n.ns, x.VIP, x, ready, want)
 			default:
 				ipvsVirtual(n.ns, x, ways[i], want)
-				if x.Mode == NAT {
-					ipvsLift(n.Network, x, want)
-				}
 			}
 		}
 		for j := range x.Backends {
 			b := &x.Backends[j]
 			if n.by == NFT {
-				alive(n.ns, x.VIP, x, b, owner[site{x.Network, x.VIP}] == i, want)
+				alive(n.ns, x.VIP, b, owner[site{x.Network, x.VIP}] == i, want)
 			}
 			if b.Local {
-				task(v.Endpoints[b.Endpoint], x, x.Mode == TUN && !v.Self.NoTunnel, len(ready) == 1 && b.Ready, want)
+				task(v.Endpoints[b.Endpoint], x, b, len(ready) == 1 && b.Ready, want)
 			}
 		}
 	}
@@ -59,6 +57,7 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 		if x := &xs[i]; x.VIP.IsValid() && nets[x.Network].by == IPVS {
 			o := owner[site{x.Network, x.VIP}]
 			ipvsKeep(nets[x.Network].ns, &xs[o], x, ways[o], want)
+			ipvsLift(nets[x.Network], x, want)
 		}
 	}
 	for i := range meshed {
@@ -66,7 +65,7 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 		if n := nets[m.Network]; n.by == NFT {
 			virtual(n.ns, m.at, &m.Virtual, m.Ready(), want)
 			for j := range m.Backends {
-				alive(n.ns, m.at, &m.Virtual, &m.Backends[j], true, want)
+				alive(n.ns, m.at, &m.Backends[j], true, want)
 			}
 		} else {
 			ipvsVirtual(n.ns, &m.Virtual, waysIn[i], want)
@@ -95,6 +94,11 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 // that IPVS gives the VIP back on their way through.
 const forwarding = "net.ipv4.ip_forward"
 
+// idleSlack is how much longer than a service's own limit its connections are
+// remembered, in seconds: the node of the task looks for silent ones every 30 s at
+// most, and the client shall hear of their end.
+const idleSlack = 60
+
 // network is a network on this node, on its way to being planned.
 type network struct {
 	model.Network
@@ -110,7 +114,9 @@ func networks(v model.View, xs []Virtual) map[model.NetworkID]*network {
 	}
 	for i := range xs {
 		n := out[xs[i].Network]
-		n.open = max(n.open, xs[i].Options.Idle)
+		if idle := xs[i].Options.Idle; idle > 0 {
+			n.open = max(n.open, idle+idleSlack)
+		}
 	}
 	return out
 }
@@ -189,7 +195,7 @@ func virtual(ns string, at netip.Addr, x *Virtual, ready []Backend, want kernel.
 	ports := x.Options.Ports.List()
 	want[kernel.VIP{NS: ns, IP: at}] = kernel.VIPSpec{
 		Scheduler: scheduler, Slots: len(slots),
-		Named: ports != nil, NAT: x.Mode == NAT, OnePacket: x.Options.OnePacket,
+		Named: ports != nil, NAT: translates(x), OnePacket: onePacket(x),
 		Persist: x.Options.Persist, PersistBits: x.Options.PersistBits,
 	}
 	for _, p := range ports {
@@ -206,18 +212,21 @@ func virtual(ns string, at netip.Addr, x *Virtual, ready []Backend, want kernel.
 	}
 }
 
+// translates reports whether some of a service's backends get packets with their
+// own address.
+func translates(x *Virtual) bool {
+	return slices.ContainsFunc(x.Backends, func(b Backend) bool { return b.Mode == NAT })
+}
+
 // alive adds what lets a backend go on with what it serves, if nftables balances.
 // It gets nothing new, not from a client that is kept with it either, if it leaves
 // or if the VIP is another service's by now.
-func alive(ns string, at netip.Addr, x *Virtual, b *Backend, owner bool, want kernel.State) {
-	key, spec := kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}, kernel.AliveSpec{Drains: !b.Ready || !owner}
-	// While an address moves from task to task, one MAC is two backends' for a moment,
-	// of one service or of two with the VIP: it drains if neither gets anything new.
-	if had, twice := want[key].(kernel.AliveSpec); twice {
-		spec.Drains = spec.Drains && had.Drains
+func alive(ns string, at netip.Addr, b *Backend, owner bool, want kernel.State) {
+	if b.beaten {
+		return // its MAC may be its successor's, who does not drain
 	}
-	want[key] = spec
-	if x.Mode == NAT {
+	want[kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
+	if b.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}
 }
@@ -226,13 +235,13 @@ func alive(ns string, at netip.Addr, x *Virtual, b *Backend, owner bool, want ke
 // namespace is there. A task on several networks has one table, with a translation
 // for each network to its own address there; whether it is alone is a matter of
 // each network. The translations are there in mode nat too, where only a task that
-// calls itself needs them: a service may change its mode under open connections.
-func task(e model.Endpoint, x *Virtual, tunnel, alone bool, want kernel.State) {
+// calls itself needs them.
+func task(e model.Endpoint, x *Virtual, b *Backend, alone bool, want kernel.State) {
 	if e.Phase != model.Taken || e.Sandbox == "" {
 		return
 	}
 	want[kernel.TaskTable{Sandbox: e.Sandbox}] = kernel.TaskTableSpec{}
-	if tunnel {
+	if b.Mode == TUN {
 		want[kernel.TaskTunnel{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskTunnelSpec{}
 	}
 	// Networks with one subnet may give a task the same VIP twice. It cannot tell
@@ -247,13 +256,14 @@ func task(e model.Endpoint, x *Virtual, tunnel, alone bool, want kernel.State) {
 		want[key] = spec
 	}
 	for _, p := range ports {
-		if p.From == p.To && !alone {
+		to := b.to(p)
+		if p.From == to && !alone {
 			continue // as all others
 		}
 		key := kernel.TaskPort{Sandbox: e.Sandbox, VIP: x.VIP, Proto: p.Proto, Port: p.From}
 		other, _ := want[key].(kernel.TaskPortSpec)
 		if first(other.Addr) {
-			want[key] = kernel.TaskPortSpec{Addr: e.Addr, To: p.To, Loop: alone}
+			want[key] = kernel.TaskPortSpec{Addr: e.Addr, To: to, Loop: alone}
 		}
 	}
 }

@@ -304,20 +304,6 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// A node whose kernel has no tunnels does not ask for one again and again.
-func TestNoTunnelsHere(t *testing.T) {
-	w := newWorld()
-	allOptions(w, "tun")
-	tunnel := kernel.TaskTunnel{Sandbox: w.Endpoints["e1"].Sandbox, Addr: w.Endpoints["e1"].Addr}
-	if planned(w.View)[tunnel] == nil {
-		t.Errorf("no %s", tunnel)
-	}
-	w.Self.NoTunnel = true
-	if planned(w.View)[tunnel] != nil {
-		t.Errorf("there is a %s", tunnel)
-	}
-}
-
 // What of it differs on a node whose kernel has ip_vs.
 func TestPlansWithIPVS(t *testing.T) {
 	names := []string{

@@ -138,7 +138,7 @@ func TestBalancersAreWhole(t *testing.T) {
 				if val.(kernel.IPVSDestSpec).Method == kernel.IPVSNAT && !back {
 					t.Fatalf("%s: its answers are not lifted", kernel.Line(k, val))
 				}
-				if w := val.(kernel.IPVSDestSpec).Weight; w < 0 || w > 255 {
+				if w := val.(kernel.IPVSDestSpec).Weight; w < 0 || w > 65535 {
 					t.Fatalf("%s: no such weight", kernel.Line(k, val))
 				}
 			case kernel.Port:
@@ -175,7 +175,8 @@ func TestBalancersAreWhole(t *testing.T) {
 // get connections to the VIP of x.
 func serves(v model.View, x service.Virtual, mac model.MAC) bool {
 	good := func(n model.NetworkID, m model.MAC, t model.Task, prepared netip.Addr) bool {
-		return n == x.Network && m == mac && t.Service == x.Service && t.Ready && !t.Leaving && (prepared == x.VIP || x.Mode == service.NAT)
+		nat := slices.ContainsFunc(x.Backends, func(b service.Backend) bool { return b.Task == t.ID && b.Mode == service.NAT })
+		return n == x.Network && m == mac && t.Service == x.Service && t.Ready && !t.Leaving && (prepared == x.VIP || nat)
 	}
 	for _, e := range v.Endpoints {
 		if good(e.Network, e.MAC, e.Task, e.Prepared) {
@@ -260,7 +261,7 @@ func TestSlots(t *testing.T) {
 		{service.WRR, []int{7, 7, 7}, []int{0, 1, 2}, false},
 		{service.WRR, []int{5, 1, 1}, []int{0, 0, 1, 0, 2, 0, 0}, false}, // nginx's own example
 		{service.WRR, []int{200, 100}, []int{0, 1, 0}, false},
-		{service.FO, []int{1, 3, 3, 2}, []int{1}, false},
+		{service.FO, []int{1, 3, 2}, []int{1}, false},
 	} {
 		t.Run(fmt.Sprint(c.scheduler, c.weights), func(t *testing.T) {
 			if got, hashed := service.Slots(c.scheduler, webVIP, some(c.weights...)); !slices.Equal(got, c.want) || hashed != c.hashed {
@@ -325,5 +326,89 @@ func TestDestinationHash(t *testing.T) {
 		if s, _ := service.Slots(service.DH, webVIP, left); left[s[0]].Addr != all[first[0]].Addr {
 			t.Errorf("without backend %d it is another", i)
 		}
+	}
+}
+
+// With fo and dh, nodes of both kinds send everybody to the same backend, also of
+// several with one weight.
+func TestOneBackendForAllNodes(t *testing.T) {
+	for _, scheduler := range []string{service.FO, service.DH} {
+		for last := range 8 {
+			w := newWorld()
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Scheduler: scheduler}}
+			w.Services[web] = s
+			for i := range 3 + last {
+				w.there(model.EndpointID(fmt.Sprint("e", i)), web, webVIP, fmt.Sprintf("10.255.1.%d", 10+i))
+			}
+			nft, ipvs, most := model.MAC{}, netip.Addr{}, 0
+			for k, v := range planned(w.View) {
+				if _, ok := k.(kernel.Slot); ok {
+					nft = v.(kernel.SlotSpec).MAC
+				}
+			}
+			w.Self.Datapath = service.IPVS
+			for k, v := range planned(w.View) {
+				if d, ok := k.(kernel.IPVSDest); ok && v.(kernel.IPVSDestSpec).Weight > most {
+					ipvs, most = d.IP, v.(kernel.IPVSDestSpec).Weight
+				}
+			}
+			if nft.IsZero() || model.MACFor(ipvs) != nft {
+				t.Errorf("%s of %d: nftables has %s, ip_vs %s", scheduler, 3+last, nft, ipvs)
+			}
+		}
+	}
+}
+
+// sh has 256 places and gives them out by weight: all backends must get some.
+func TestSourceHashLeavesNobodyOut(t *testing.T) {
+	for _, weights := range [][]int{{200, 200, 200}, {255, 1, 1}, {255, 254, 253}} {
+		w := newWorld()
+		s := w.told(web, vipOn(net1, webVIP))
+		s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Scheduler: service.SH}}
+		w.Services[web] = s
+		w.Self.Datapath = service.IPVS
+		for i, n := range weights {
+			w.there(model.EndpointID(fmt.Sprint("e", i)), web, webVIP, fmt.Sprintf("10.255.1.%d", 10+i), func(r *model.Remote) { r.Options.Weight = n })
+		}
+		sum, least := 0, 256
+		for _, v := range planned(w.View) {
+			if d, ok := v.(kernel.IPVSDestSpec); ok {
+				sum, least = sum+d.Weight, min(least, d.Weight)
+			}
+		}
+		if least < 1 || sum > 256+len(weights) {
+			t.Errorf("%v: the least has %d of %d", weights, least, sum)
+		}
+	}
+}
+
+// What a task was started with holds for it while an update gives others another.
+func TestAnUpdateLeavesTheOldTasksAlone(t *testing.T) {
+	w := newWorld()
+	s := w.told(web, vipOn(net1, webVIP))
+	s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Mode: "dr", Ports: "80:9090/tcp"}}
+	w.Services[web] = s
+	w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Options = model.ServiceOptions{Mode: "nat", Ports: "80:8080/tcp"} })
+	w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options = model.ServiceOptions{Mode: "tun"}; r.Tunnel = true })
+	w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Options = s.Options[net1] })
+	w.Self.Datapath = service.IPVS
+	st := planned(w.View)
+	to := kernel.TaskPort{Sandbox: w.Endpoints["e1"].Sandbox, VIP: webVIP, Proto: model.TCP, Port: 80}
+	if spec, _ := st[to].(kernel.TaskPortSpec); spec.To != 8080 {
+		t.Errorf("the old task gets port %d", spec.To)
+	}
+	methods := map[netip.Addr]string{}
+	for k, v := range st {
+		if d, ok := k.(kernel.IPVSDest); ok {
+			methods[d.IP] = fmt.Sprint(v.(kernel.IPVSDestSpec).Method, d.Port)
+		}
+	}
+	want := map[netip.Addr]string{addr("10.255.0.2"): "nat8080", addr("10.255.0.3"): "tun0", addr("10.255.0.4"): "dr0"}
+	if d := cmp.Diff(want, methods, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("want (-) and got (+) differ:\n%s", d)
+	}
+	if st[kernel.LiftFrom{NS: "sluice-webnetwork00", IP: addr("10.255.0.2")}] == nil {
+		t.Error("answers of the old task are not lifted")
 	}
 }

@@ -1,10 +1,8 @@
 package service
 
 import (
-	"cmp"
 	"hash/fnv"
 	"net/netip"
-	"slices"
 
 	"sluice/internal/model"
 )
@@ -26,7 +24,7 @@ const (
 func Scheduler(x *Virtual, datapath string) (used, why string) {
 	switch {
 	case datapath == IPVS && x.Scheduler == DH:
-		// With weights that follow from the VIP: see fixedOrder.
+		// With weights that follow from the VIP: see order.
 		return FO, "dh of ip_vs refuses everybody while its backend leaves; fo has one backend for all too"
 	case datapath == IPVS || !model.NeedsIPVS(x.Scheduler):
 		return x.Scheduler, ""
@@ -65,9 +63,9 @@ func Slots(scheduler string, vip netip.Addr, backends []Backend) (slots []int, h
 	case MH:
 		return maglev(backends), true
 	case DH:
-		return []int{bestBy(backends, func(b *Backend) uint64 { return hash(vip, b.Addr) })}, false
+		return []int{bestBy(backends, func(b *Backend) int { return order(vip, b) })}, false
 	case FO:
-		return []int{bestBy(backends, func(b *Backend) uint64 { return uint64(b.Weight) })}, false
+		return []int{bestBy(backends, rank)}, false
 	}
 	out := make([]int, len(backends))
 	for i := range out {
@@ -76,27 +74,18 @@ func Slots(scheduler string, vip netip.Addr, backends []Backend) (slots []int, h
 	return out, scheduler == SH
 }
 
-// fixedOrder are weights by which fo takes a VIP's backends in an order that
-// follows from their addresses and the VIP's, as dh does with nftables: the first
-// has the highest, and nobody else's place changes when one goes.
-func fixedOrder(vip netip.Addr, backends []Backend) map[netip.Addr]int {
-	addrs := make([]netip.Addr, len(backends))
-	for i := range backends {
-		addrs[i] = backends[i].Addr
-	}
-	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Compare(hash(vip, a), hash(vip, b)) })
-	out := make(map[netip.Addr]int, len(addrs))
-	for i, a := range addrs {
-		out[a] = min(i+1, maxIPVSWeight)
-	}
-	return out
-}
+// rank orders the backends of a VIP for fo: by weight, then by a hash, so that all
+// nodes have the same one of equals and none moves when another comes or goes.
+func rank(b *Backend) int { return b.Weight<<8 | int(hash(b.Addr)&0xff) }
+
+// order is that of the backends for dh: of this VIP alone, and likewise.
+func order(vip netip.Addr, b *Backend) int { return 1 + int(hash(vip, b.Addr)%maxIPVSWeight) }
 
 // maxIPVSWeight is the largest weight of the kernel's that can be read back.
 const maxIPVSWeight = 65535
 
 // bestBy is the first of the backends with the most points.
-func bestBy(backends []Backend, points func(*Backend) uint64) int {
+func bestBy(backends []Backend, points func(*Backend) int) int {
 	best, most := 0, points(&backends[0])
 	for i := range backends[1:] {
 		if p := points(&backends[i+1]); p > most {

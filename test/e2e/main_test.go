@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -229,8 +230,19 @@ func network(t *testing.T, name string, args ...string) string {
 	if d := os.Getenv(datapathEnv); d != "" {
 		full = append(full, "-o", "sluice.datapath="+d)
 	}
-	full = append(full, args...)
-	id := docker(t, 1, append(full, name)...)
+	full = append(append(full, args...), name)
+	var id string
+	var refused error
+	err := cluster.Wait(within(t), "the engine makes network "+name, func(ctx context.Context) error {
+		// Engine 28 keeps the name of a network that is gone for some seconds.
+		if id, refused = lab.Host(1).Docker(ctx, full...); refused != nil && strings.Contains(refused.Error(), "already exists") {
+			return refused
+		}
+		return nil
+	})
+	if err := cmp.Or(refused, err); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { removeNetwork(t, name) })
 	return id
 }

@@ -203,7 +203,7 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}, kernel.MarkSpec{Mark: 7}),
 			put(kernel.IPVSTimeouts{NS: netB}, kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 60, UDP: 120}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "wlc"}),
-			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true, Port: true}),
+			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 24}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", Persist: 300, PersistBits: 32}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "rr", OnePacket: true}),

@@ -56,6 +56,16 @@
 //     are left alone.
 //   - The library reads the first two octets of a weight of four: on a big-endian
 //     machine every weight would read back as 0.
+//   - Each Mark is a service of its own: persistence, thresholds and what schedulers
+//     count are of one named port, not of its VIP, and of one client where that has a
+//     service for itself. On the other datapath a client is kept over all ports.
+//   - With nat, a client's port that was used to the VIP cannot be used to the same
+//     backend itself while the connection is remembered: answers get the VIP's
+//     address. That is 10 s after RST, 120 s after both sides' FIN, whatever
+//     IPVSTimeouts says (tcp_timeouts in net/netfilter/ipvs/ip_vs_proto_tcp.c).
+//   - Nothing bounds how many connections are remembered: struct ip_vs_conn has 296
+//     octets, and its slab gives it 320 (Linux 7.2, 64 bits). That version brought
+//     net.ipv4.vs.conn_max, by default 2^30, which nobody sets here.
 //   - IPVS has no transactions. Every operation is one, and a packet may come
 //     between two; Diff orders them so that it finds nothing half-made.
 //   - If the module is loaded, but the command modprobe is not there, the library

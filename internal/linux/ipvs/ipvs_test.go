@@ -104,7 +104,7 @@ func TestEveryFieldReadsBack(t *testing.T) {
 			for _, flag := range []bool{false, true} {
 				l.set(kernel.State{
 					kernel.IPVSTimeouts{NS: ns}: kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120},
-					service(1<<32 - 1):          kernel.IPVSServiceSpec{Scheduler: "sh", Persist: persist, PersistBits: bits, Fallback: flag, Port: !flag, OnePacket: flag},
+					service(1<<32 - 1):          kernel.IPVSServiceSpec{Scheduler: "sh", Persist: persist, PersistBits: bits, Fallback: flag, OnePacket: flag},
 				})
 			}
 		}

@@ -14,11 +14,10 @@ import (
 
 // Flags of a service (include/uapi/linux/ip_vs.h), which the library has no names for.
 const (
-	flagPersistent = 0x1  // IP_VS_SVC_F_PERSISTENT
-	flagHashed     = 0x2  // IP_VS_SVC_F_HASHED: the kernel's own, on every service
-	flagOnePacket  = 0x4  // IP_VS_SVC_F_ONEPACKET: means nothing to TCP
-	flagFallback   = 0x8  // IP_VS_SVC_F_SCHED1: what it means is the scheduler's to say
-	flagPort       = 0x10 // IP_VS_SVC_F_SCHED2
+	flagPersistent = 0x1 // IP_VS_SVC_F_PERSISTENT
+	flagHashed     = 0x2 // IP_VS_SVC_F_HASHED: the kernel's own, on every service
+	flagOnePacket  = 0x4 // IP_VS_SVC_F_ONEPACKET: means nothing to TCP
+	flagFallback   = 0x8 // IP_VS_SVC_F_SCHED1: what it means is the scheduler's to say
 )
 
 // byMark names a service.
@@ -51,9 +50,6 @@ func service(mark uint32, want kernel.IPVSServiceSpec) (*ipvs.Service, error) {
 	if want.Fallback {
 		svc.Flags |= flagFallback
 	}
-	if want.Port {
-		svc.Flags |= flagPort
-	}
 	if want.OnePacket {
 		svc.Flags |= flagOnePacket
 	}
@@ -63,7 +59,7 @@ func service(mark uint32, want kernel.IPVSServiceSpec) (*ipvs.Service, error) {
 // serviceSpec is the reverse of service; zero if that would not make it so.
 func serviceSpec(svc *ipvs.Service) kernel.IPVSServiceSpec {
 	spec := kernel.IPVSServiceSpec{
-		Scheduler: svc.SchedName, Fallback: svc.Flags&flagFallback != 0, Port: svc.Flags&flagPort != 0,
+		Scheduler: svc.SchedName, Fallback: svc.Flags&flagFallback != 0,
 		OnePacket: svc.Flags&flagOnePacket != 0,
 	}
 	if svc.Flags&flagPersistent != 0 {

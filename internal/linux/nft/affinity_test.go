@@ -15,7 +15,7 @@ import (
 )
 
 // onePacket are the variants that can balance each packet by itself.
-func onePacket(v variant) bool { return !isIPVS(v) || v.mode != lb.NAT }
+func onePacket(v variant) bool { return v.mode != lb.NAT }
 
 // asks sends n datagrams by one socket, each after the answer to the one before,
 // and says who answered.
@@ -92,7 +92,7 @@ func TestPersistenceByPrefix(t *testing.T) {
 // itself is no connection that ip_vs would remember and wait for: after one of TCP
 // it looks again 60 s later, if that is still remembered when the time is over.
 func TestPersistenceExpires(t *testing.T) {
-	// In nat, ip_vs does not balance each packet by itself.
+	// In nat, packets are not balanced each by itself.
 	onThose(t, onePacket, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]
@@ -242,7 +242,7 @@ func (l *lab) lose(conns []*conn, server string, n int) {
 // With one-packet scheduling each datagram of one socket goes to the next backend;
 // without, to the first one's. TCP is as ever.
 func TestOnePacketScheduling(t *testing.T) {
-	// ip_vs forgets such a packet at once, and could not translate its answer in nat.
+	// In nat, ip_vs could not translate the answer to a packet that it has forgotten.
 	onThose(t, onePacket, func(t *testing.T, l *lab) {
 		l.serveAll("0.0.0.0:80")
 		a := l.tasks["a"]

@@ -51,8 +51,9 @@ const (
 	// after 1, 3, 7, 15 and 31 s (RFC 6298 back-off, tcp_syn_retries 6): 60 s
 	// outlives the longest gap of 32 s, and a flood of SYNs soon makes room again.
 	lifeSYN = 60 * time.Second
-	// An open connection, unless BridgeTableSpec.Open says otherwise. Keepalive, which Linux first sends after 2 h and repeats
-	// nine times at 75 s (tcp_keepalive_time, _probes, _intvl: 2 h 11 min), holds it.
+	// An open connection, unless BridgeTableSpec.Open says otherwise. Keepalive, which
+	// Linux first sends after 2 h and repeats nine times at 75 s (tcp_keepalive_time,
+	// _probes, _intvl: 2 h 11 min), holds it.
 	lifeOpen = 3 * time.Hour
 	// A connection after the client's FIN: as long as Linux waits for the other
 	// side's (tcp_fin_timeout), counted from the client's last segment. Conntrack

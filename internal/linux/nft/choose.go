@@ -29,7 +29,8 @@ import (
 // look into the map of slots would make the kernel walk all of that map whenever
 // one of them is made: 10 ms at 4,000 services. The chains of VIPs that keep their
 // clients do look into the map of clients, which is bounded; full, it adds less to
-// a change than that varies by itself (Linux 6.18). A frame that comes out of a veth pair has no mark, and goes on without.
+// a change than that varies by itself (Linux 6.18). A frame that comes out of a veth
+// pair has no mark, and goes on without.
 const (
 	markKeep  uint32 = 1 << 31 // with a slot's number: to be remembered
 	markKnown uint32 = 1 << 30 // the frame has its backend

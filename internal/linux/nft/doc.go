@@ -6,7 +6,9 @@
 // chooses a backend for each connection and writes its Ethernet address into the
 // frame; the IP packet stays as it is. In the namespace of a task, table ip
 // sluice translates the VIP to the task's own address. The answer comes with the
-// VIP as its source, straight to the client, and needs no table.
+// VIP as its source, straight to the client, and needs no table. What a tunnel of the
+// task's (kernel.TaskTunnel) has taken out of other packets, and is for no VIP of the
+// task's, is dropped there.
 //
 //	client ─veth─▶ br0 ─────────────────────▶ veth ─▶ task       local backend
 //	                │  bridge sluice:                  ip sluice:
@@ -116,8 +118,8 @@
 //
 //   - Be aware: IPv4 only, and no VLAN tags.
 //   - A connection that is silent for three hours, or what BridgeTableSpec.Open
-//     says, is forgotten, and reset when it speaks again. TCP keepalive with Linux's defaults, 2 h, prevents that. Of a
-//     half-closed one, the same is true after 60 s.
+//     says, is forgotten, and reset when it speaks again. TCP keepalive with Linux's
+//     defaults, 2 h, prevents that. Of a half-closed one, the same is true after 60 s.
 //   - The first two datagrams of a UDP flow, if two CPUs handle them at the same
 //     moment, may go to two backends; all others follow the first.
 //   - A later fragment that overtakes the first of its datagram goes to the stack,

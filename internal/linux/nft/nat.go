@@ -15,8 +15,9 @@ import (
 // hook prerouting has chosen the frame's destination:
 //
 //	translate  to such a VIP, not from the uplink
-//	 ├▶ translate-to      ─▶ by protocol: remember the flow, write the backend's
-//	 │                       address, and its port if the VIP's has another
+//	 ├▶ translate-to      ─▶ has the backend a real address? By protocol: remember the
+//	 │                       flow, write that address, and its port if the VIP's has
+//	 │                       another
 //	 │         to a backend itself
 //	 ├▶ not-translated    ─▶ forget the flow, if the client uses its port again
 //	 │         from a backend's MAC, wherever it is
@@ -49,6 +50,7 @@ const (
 	chainTranslate = "translate"
 	chainDirect    = "not-translated"
 	chainTo        = "translate-to"
+	chainToReal    = "to-real"
 	chainToTCP     = "to-tcp"
 	chainToTCPPort = "to-tcp-port"
 	chainToUDP     = "to-udp"
@@ -98,7 +100,7 @@ func natChains() []chain {
 		{name: chainTranslate, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: natPriority},
 	}
 	for _, name := range []string{
-		chainDirect, chainTo, chainToTCP, chainToTCPPort, chainToUDP, chainToUDPPort, chainToICMP, chainToRest,
+		chainDirect, chainTo, chainToReal, chainToTCP, chainToTCPPort, chainToUDP, chainToUDPPort, chainToICMP, chainToRest,
 		chainFrom, chainFromFirst, chainFromICMP,
 	} {
 		out = append(out, chain{name: name})
@@ -219,13 +221,18 @@ func natRules(spec kernel.BridgeTableSpec) []rule {
 		newRule(chainDirect, "UDP", protocol(unix.IPPROTO_UDP), direct, part(forget(mapRealUDP, r0, r4)), ret()),
 		newRule(chainDirect, "echo request", protocol(unix.IPPROTO_ICMP), part(icmpType(r0), is(r0, 8)), ping, part(forget(mapRealRest, r0, r4))),
 
+		// During an update, some tasks may still translate by themselves, or already.
+		newRule(chainTo, "to a real address", part(etherDaddr(r0), mapped(r0, r4, mapReal)), goTo(chainToReal)),
+		newRule(chainTo, "the task translates", isAlive(), ret()),
+		newRule(chainTo, "nobody", goTo(chainToReal)),
+
 		// Where the first went has been chosen already.
-		newRule(chainTo, "later fragment", isLaterFragment(), backend(), part(setFragmentIP(ipDst, r0)), ret()),
-		newRule(chainTo, "later fragment, refused", isLaterFragment(), ret()),
-		newRule(chainTo, "TCP", protocol(unix.IPPROTO_TCP), goTo(chainToTCP)),
-		newRule(chainTo, "UDP", protocol(unix.IPPROTO_UDP), goTo(chainToUDP)),
-		newRule(chainTo, "ICMP", protocol(unix.IPPROTO_ICMP), goTo(chainToICMP)),
-		newRule(chainTo, "others", goTo(chainToRest)),
+		newRule(chainToReal, "later fragment", isLaterFragment(), backend(), part(setFragmentIP(ipDst, r0)), ret()),
+		newRule(chainToReal, "later fragment, refused", isLaterFragment(), ret()),
+		newRule(chainToReal, "TCP", protocol(unix.IPPROTO_TCP), goTo(chainToTCP)),
+		newRule(chainToReal, "UDP", protocol(unix.IPPROTO_UDP), goTo(chainToUDP)),
+		newRule(chainToReal, "ICMP", protocol(unix.IPPROTO_ICMP), goTo(chainToICMP)),
+		newRule(chainToReal, "others", goTo(chainToRest)),
 	}
 	namedPort := part(ipDaddr(r0), ipProtocol(r1), thDport(r2), mapped(r0, r4, mapPorts))
 	rules = append(rules, newRule(chainToTCP, "named port", namedPort, goTo(chainToTCPPort)))

@@ -7,11 +7,6 @@ import (
 	"sluice/internal/kernel"
 )
 
-// present is the data of an element that is there; in a set, that is all of it.
-//
-//go:fix inline
-func present(data string) *string { return new(data) }
-
 // want4 is an error unless all addresses are IPv4: that is what the tables know.
 func want4(what kernel.Key, addrs ...netip.Addr) error {
 	for _, a := range addrs {

@@ -94,7 +94,7 @@ func (l *lab) plan(h *host, services ...service) kernel.State {
 // service. A task is prepared as far as its own tables have been read to say so.
 func (l *lab) view(h *host, services ...service) model.View {
 	v := model.View{
-		Self:      model.Self{Node: "this", VTEP: h.vtep, VXLANPort: vxlanPort, Datapath: h.datapath, NoTunnel: h.noTunnel},
+		Self:      model.Self{Node: "this", VTEP: h.vtep, VXLANPort: vxlanPort, Datapath: h.datapath},
 		Networks:  map[model.NetworkID]model.Network{h.network.ID: h.network},
 		Endpoints: map[model.EndpointID]model.Endpoint{},
 		Remotes:   map[model.EndpointID]model.Remote{},
@@ -168,7 +168,9 @@ func (l *lab) wantTask(k *task, services ...service) kernel.State {
 	for _, h := range l.hosts {
 		maps.Copy(st, l.plan(h, services...))
 	}
-	maps.DeleteFunc(st, func(key kernel.Key, _ kernel.Value) bool { return key.Netns() != "task:"+k.sandbox() })
+	maps.DeleteFunc(st, func(key kernel.Key, _ kernel.Value) bool {
+		return key.Netns() != "task:"+k.sandbox() || k.on.noTunnel && isTunnel(key) // which the kernel refuses
+	})
 	return st
 }
 

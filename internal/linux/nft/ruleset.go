@@ -240,6 +240,7 @@ func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 func goTo(chain string) []expr.Any { return verdict(expr.VerdictGoto, chain) }
 func ret() []expr.Any              { return verdict(expr.VerdictReturn, "") }
 func accept() []expr.Any           { return verdict(expr.VerdictAccept, "") }
+func drop() []expr.Any             { return verdict(expr.VerdictDrop, "") }
 
 // uncomment returns the text of a rule's comment without its fingerprint.
 func uncomment(comment string) string {

@@ -20,9 +20,19 @@ const (
 	mapLoopPorts = "loop-ports" // the same, for what the task itself sends
 )
 
-// The chains of table ip sluice are named after their hooks. For those of the
-// routing mesh see taskmesh.go.
-const chainOutput = "output"
+// The chains of table ip sluice that translate are named after their hooks; the
+// others keep out of the task what its tunnel has taken out of other packets, and
+// may not. For those of the routing mesh see taskmesh.go.
+const (
+	chainOutput = "output"
+	chainEntry  = "entry"
+	chainInner  = "inner-packet"
+)
+
+// entryPriority is before conntrack, -200, which remembers nothing of what is
+// dropped, and so before the chain that translates: the address is still the VIP.
+// It is that of iptables' raw table (NF_IP_PRI_RAW), whose order does not matter.
+const entryPriority = -300
 
 // taskPriority is just before -100 (NF_IP_PRI_NAT_DST), where iptables' nat
 // table hangs, which the engine's DNS rules are in: a packet to a VIP is none of
@@ -30,8 +40,11 @@ const chainOutput = "output"
 // run in the order of their making. It must be above -200, conntrack.
 const taskPriority = -110
 
-// taskRuleset is table ip sluice. Its chains see the first packet of each
-// connection; conntrack translates the others, and the answers back.
+// taskRuleset is table ip sluice. Its chains that translate see the first packet of
+// each connection; conntrack translates the others, and the answers back.
+//
+// A tunnel takes packets from everybody who reaches the task's address, and anything
+// may be in them. Only what is for a VIP of the task's comes through.
 //
 // Nothing is said of the source address: a client's stays as it is, and a task
 // that calls itself has chosen its own address on the VIP's network before the
@@ -53,6 +66,10 @@ func taskRuleset() ruleset {
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0},
 		)
 	}
+	tunnel := part(
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: r0},
+		is(r0, []byte(kernel.TaskTunnelPrefix)...), // the name's first octets
+	)
 	return ruleset{
 		family: nftables.TableFamilyIPv4, table: tableName,
 		sets: []set{
@@ -62,10 +79,16 @@ func taskRuleset() ruleset {
 			{name: mapLoopPorts, key: portTypes, data: place},
 		},
 		chains: []chain{
+			{name: chainEntry, typ: nftables.ChainTypeFilter, hook: unix.NF_INET_PRE_ROUTING, priority: entryPriority},
+			{name: chainInner},
 			{name: chainPrerouting, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_PRE_ROUTING, priority: taskPriority},
 			{name: chainOutput, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_LOCAL_OUT, priority: taskPriority},
 		},
 		rules: []rule{
+			newRule(chainEntry, "out of a tunnel", tunnel, goTo(chainInner)),
+			// Kernels before 6.10 take no map as a set: the address found is for nothing.
+			newRule(chainInner, "for a VIP", part(ipDaddr(r0), mapped(r0, r1, mapIn)), accept()),
+			newRule(chainInner, "for nobody else", drop()),
 			newRule(chainPrerouting, "from a port of a VIP to the task's", toPort(mapInPorts)),
 			newRule(chainPrerouting, "from a VIP to the task", to(mapIn)),
 			newRule(chainOutput, "the task to itself, by port", toPort(mapLoopPorts)),

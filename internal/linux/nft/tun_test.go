@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"sluice/internal/kernel"
 	"sluice/internal/linux"
 	"sluice/internal/netnstest"
@@ -143,6 +146,58 @@ func TestTunnelReachesEveryBackend(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who makes a tunnel of its own to a backend gets packets to the VIP through it,
+// and no others.
+func TestTunnelTakesOnlyWhatIsForTheVIP(t *testing.T) {
+	l := newLab(t, byTunnel())
+	l.serveAll("0.0.0.0:80")
+	l.set(service{vip: vip1, ready: l.names("b")})
+	a, b, c := l.tasks["a"], l.tasks["b"], l.tasks["c"]
+	wantHits(t, l.hits(a, vip1+":80", 1), map[string]int{"b": 1})
+
+	must(t, c.h.LinkAdd(&netlink.Iptun{
+		LinkAttrs: netlink.LinkAttrs{Name: "mine"}, Local: c.ip.AsSlice(), Remote: b.ip.AsSlice(),
+	}))
+	mine, err := c.h.LinkByName("mine")
+	must(t, err)
+	must(t, c.h.LinkSetUp(mine))
+	pc := c.udp(t, c.ip.String()+":0").(*net.UDPConn)
+	// through asks by the tunnel. The answer comes by eth0, from the VIP or from b.
+	through := func(to string, wait time.Duration) (string, error) {
+		oob := unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(mine.Attrs().Index), Spec_dst: c.ip.As4()})
+		_, _, err := pc.WriteMsgUDP([]byte("?"), oob, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+		must(t, err)
+		must(t, pc.SetReadDeadline(time.Now().Add(wait)))
+		buf := make([]byte, 64)
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%s: %s", from, parseAnswer(string(buf[:n])).server), nil
+	}
+	if got, err := through(vip1+":80", patience); err != nil || got != vip1+":80: b" {
+		t.Errorf("to the VIP: %q, %v", got, err)
+	}
+	for _, to := range []string{b.ip.String() + ":80", l.tasks["d"].ip.String() + ":80"} {
+		before := b.tunnelled(t)
+		if got, err := through(to, 200*time.Millisecond); err == nil {
+			t.Errorf("to %s: %q", to, got)
+		}
+		if n := b.tunnelled(t) - before; n != 1 {
+			t.Errorf("to %s: %d packets came out of b's tunnel, want 1", to, n)
+		}
+	}
+	if got, err := through(vip1+":80", patience); err != nil || got != vip1+":80: b" {
+		t.Errorf("to the VIP again: %q, %v", got, err)
+	}
+	wantHits(t, l.hits(a, vip1+":80", 1), map[string]int{"b": 1})
+	// It is that rule which keeps them out.
+	run(t, b.fd, "nft", "flush chain ip sluice inner-packet")
+	if got, err := through(b.ip.String()+":80", patience); err != nil || got != b.ip.String()+":80: b" {
+		t.Errorf("to the backend, without the rule: %q, %v", got, err)
 	}
 }
 
