@@ -51,6 +51,14 @@ func packetPaths() map[string]func() string {
 			}
 			v.Services[id] = s
 		}
+		for id, e := range v.Endpoints {
+			e.Options = opts
+			v.Endpoints[id] = e
+		}
+		for id, r := range v.Remotes {
+			r.Options = opts
+			v.Remotes[id] = r
+		}
 		return plan.Host(v)
 	}
 	return map[string]func() string{

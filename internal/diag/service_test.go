@@ -56,6 +56,14 @@ func balanced(mode string) *world {
 		Scheduler: "wlc", Mode: mode, Ports: "80;81:8081/udp", Persist: 300, PersistBits: 24, OnePacket: true, Upper: 100, Lower: 50, Idle: 600,
 	}}
 	w.view.Services[shop] = s
+	for id, e := range w.view.Endpoints {
+		e.Options = s.Options[web]
+		w.view.Endpoints[id] = e
+	}
+	for id, r := range w.view.Remotes {
+		r.Options = s.Options[web]
+		w.view.Remotes[id] = r
+	}
 	return w
 }
 

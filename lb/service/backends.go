@@ -162,7 +162,8 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		// The task's own, which during an update may differ from the service's.
 		// Bounded here too: the number is another node's, and slots are made of it.
 		b.Weight = min(max(1, cmp.Or(m.Weight, x.Options.Weight)), maxWeight)
-		b.Mode = cmp.Or(m.Mode, x.Options.Mode, v.Networks[x.Network].Options.Mode, DR)
+		// Not the service's: a task that was started without one has the network's.
+		b.Mode = cmp.Or(m.Mode, v.Networks[x.Network].Options.Mode, DR)
 		b.beaten = m.beaten != nil
 		b.Why = m.unready(x.VIP, b.Mode)
 		b.Ready = b.Why == ""

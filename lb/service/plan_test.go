@@ -283,10 +283,11 @@ func allOptions(w world, mode string) {
 		OnePacket: true, Upper: 100, Lower: 80, Idle: 20000,
 	}}
 	w.Services[web] = s
-	w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Tunnel = true })
-	w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Tunnel = true })
-	w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Prepared = netip.Addr{} })
-	w.there("e4", web, webVIP, "10.255.0.5", func(r *model.Remote) { r.Task.Leaving = true })
+	own := s.Options[net1]
+	w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Options, e.Tunnel = own, true })
+	w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options, r.Tunnel = own, true })
+	w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Options, r.Prepared = own, netip.Addr{} })
+	w.there("e4", web, webVIP, "10.255.0.5", func(r *model.Remote) { r.Options, r.Task.Leaving = own, true })
 }
 
 type planCase struct {

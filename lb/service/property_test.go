@@ -387,9 +387,10 @@ func TestSourceHashLeavesNobodyOut(t *testing.T) {
 func TestAnUpdateLeavesTheOldTasksAlone(t *testing.T) {
 	w := newWorld()
 	s := w.told(web, vipOn(net1, webVIP))
-	s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Mode: "dr", Ports: "80:9090/tcp"}}
+	s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Mode: "tun", Ports: "80:9090/tcp"}}
 	w.Services[web] = s
 	w.here("e1", web, webVIP, "10.255.0.2", func(e *model.Endpoint) { e.Options = model.ServiceOptions{Mode: "nat", Ports: "80:8080/tcp"} })
+	w.there("e4", web, webVIP, "10.255.0.5") // the network's mode, whatever the service asks for by now
 	w.there("e2", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Options = model.ServiceOptions{Mode: "tun"}; r.Tunnel = true })
 	w.there("e3", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Options = s.Options[net1] })
 	w.Self.Datapath = service.IPVS
@@ -404,7 +405,7 @@ func TestAnUpdateLeavesTheOldTasksAlone(t *testing.T) {
 			methods[d.IP] = fmt.Sprint(v.(kernel.IPVSDestSpec).Method, d.Port)
 		}
 	}
-	want := map[netip.Addr]string{addr("10.255.0.2"): "nat8080", addr("10.255.0.3"): "tun0", addr("10.255.0.4"): "dr0"}
+	want := map[netip.Addr]string{addr("10.255.0.2"): "nat8080", addr("10.255.0.3"): "tun0", addr("10.255.0.4"): "dr0", addr("10.255.0.5"): "dr0"}
 	if d := cmp.Diff(want, methods, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("want (-) and got (+) differ:\n%s", d)
 	}

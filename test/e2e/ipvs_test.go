@@ -305,12 +305,17 @@ func TestNodesOfBothKinds(t *testing.T) {
 func setting(t *testing.T, i int, now, afterwards string) {
 	t.Helper()
 	set := func(ctx context.Context, value string) error {
-		for _, args := range [][]string{{"disable", plugin}, {"set", plugin, value}, {"enable", plugin}} {
-			if _, err := lab.Host(i).Docker(ctx, append([]string{"plugin"}, args...)...); err != nil {
-				return err
+		// The engine counts a network as a user of its plugin for a while after it has gone.
+		err := cluster.Wait(ctx, "the plugin is disabled", func(ctx context.Context) error {
+			_, err := lab.Host(i).Docker(ctx, "plugin", "disable", plugin)
+			return err
+		})
+		for _, args := range [][]string{{"set", plugin, value}, {"enable", plugin}} {
+			if err == nil {
+				_, err = lab.Host(i).Docker(ctx, append([]string{"plugin"}, args...)...)
 			}
 		}
-		return nil
+		return err
 	}
 	if err := set(within(t), now); err != nil {
 		t.Fatal(err)

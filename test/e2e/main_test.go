@@ -107,11 +107,9 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 			return nil, fmt.Errorf("make rootfs build: %w\n%s", err, out)
 		}
 	}
-	engine := ""
-	if suite := os.Getenv("SLUICE_TEST_ENGINE"); suite != "" {
-		if engine, err = cluster.EngineTree(ctx, suite, os.Stdout); err != nil {
-			return nil, err
-		}
+	engine, err := cluster.TestedEngine(ctx, os.Stdout)
+	if err != nil {
+		return nil, err
 	}
 	if c, err = cluster.Up(ctx, cluster.Options{
 		Hosts: 3, Prefix: "e", Dir: filepath.Join(os.TempDir(), "sluice-e2e"), Log: slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelInfo})),
@@ -130,20 +128,7 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 			return c, err
 		}
 	}
-	images, err := image.Build(ctx, c.Dir())
-	if err != nil {
-		return c, err
-	}
-	if err := c.LoadImages(ctx, images); err != nil {
-		return c, err
-	}
-	// Before the swarm: the scheduler learns of a plugin that is enabled later
-	// only when the node next reports, up to 20 s.
-	built := filepath.Join(root, "build", "plugin")
-	if err := c.InstallPlugin(ctx, plugin, built, "LOG_LEVEL=debug"); err != nil {
-		return c, err
-	}
-	if err := c.Swarm(ctx, 1); err != nil {
+	if err := c.Ready(ctx, plugin, filepath.Join(root, "build", "plugin"), 1, "LOG_LEVEL=debug"); err != nil {
 		return c, err
 	}
 	// The engine makes docker_gwbridge with the first network that needs it, and

@@ -70,7 +70,10 @@ func methodOf(mode string) string {
 func TestModesFollowEachOther(t *testing.T) {
 	network(t, "web")
 	h, c := lab.Host(2), client(t, 2, "web")
-	service(t, "s1", "web", 3, "--update-order", "start-first", "--update-parallelism", "1")
+	// Without a health check a task gets connections when its process runs; in nat,
+	// where nothing else has to be prepared, that may be before it listens.
+	service(t, "s1", "web", 3, "--update-order", "start-first", "--update-parallelism", "1",
+		"--health-cmd", "/probe health", "--health-interval", "1s")
 	v := vip(t, "s1", "web").String()
 	reaches(t, h, c, 3, 6, v)
 	for _, mode := range append(modes()[1:], "dr") {

@@ -58,23 +58,17 @@ func setUp(ctx context.Context) (*cluster.Cluster, error) {
 	if out, err := exec.CommandContext(ctx, "make", "-s", "-C", root, "rootfs").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("make rootfs: %w\n%s", err, out)
 	}
+	engine, err := cluster.TestedEngine(ctx, os.Stdout)
+	if err != nil {
+		return nil, err
+	}
 	c, err := cluster.Up(ctx, cluster.Options{
-		Hosts: 3, Prefix: "m", Dir: filepath.Join(os.TempDir(), "sluice-managers"), Engine: os.Getenv("SLUICE_TEST_ENGINE"),
+		Hosts: 3, Prefix: "m", Dir: filepath.Join(os.TempDir(), "sluice-managers"), Engine: engine,
 	})
 	if err != nil {
 		return c, err
 	}
-	images, err := image.Build(ctx, c.Dir())
-	if err != nil {
-		return c, err
-	}
-	if err := c.LoadImages(ctx, images); err != nil {
-		return c, err
-	}
-	if err := c.InstallPlugin(ctx, plugin, filepath.Join(root, "build", "plugin"), "LOG_LEVEL=debug"); err != nil {
-		return c, err
-	}
-	return c, c.Swarm(ctx, 3)
+	return c, c.Ready(ctx, plugin, filepath.Join(root, "build", "plugin"), 3, "LOG_LEVEL=debug")
 }
 
 // TestScaleDownAcrossAChangeOfLeader: the new leader deletes the tasks that the
