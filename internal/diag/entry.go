@@ -237,10 +237,12 @@ func (n *EntryNetwork) options() []string {
 // clients says whose packets have the mark.
 func (s *EntryIPVS) clients() string {
 	who := "everybody"
-	if s.Unmarked {
+	switch {
+	case s.Unmarked && s.Client != "":
+		who = "what is open of client " + s.Client
+	case s.Unmarked:
 		who = "what is open"
-	}
-	if s.Client != "" {
+	case s.Client != "":
 		who = "client " + s.Client
 	}
 	if s.Port != "" {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
-	"sluice/internal/plan"
 	"sluice/lb/service"
 )
 
@@ -36,9 +34,9 @@ func (s *Server) Service(ctx context.Context, name, network string) (Entry, erro
 		}
 	}
 	out := Entry{Name: xs[0].Name, ID: string(xs[0].Service), Problems: []Problem{}}
-	want, names := plan.Host(v), s.nodeNames(v)
+	p, names := planOf(v), s.nodeNames(v)
 	for _, x := range xs {
-		n, ps := s.entry(ctx, v, x, want, names)
+		n, ps := s.entry(ctx, v, x, p, names)
 		for _, o := range all {
 			if o.Service != x.Service && o.Network == x.Network && o.VIP == x.VIP && x.VIP.IsValid() {
 				ps = append(ps, Problem{
@@ -109,7 +107,7 @@ func on(v model.View, xs []service.Virtual, network string) ([]service.Virtual, 
 }
 
 // entry is a service on one network, and what is wrong with it.
-func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, want kernel.State, names map[string]string) (EntryNetwork, []Problem) {
+func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, p planned, names map[string]string) (EntryNetwork, []Problem) {
 	net := v.Networks[x.Network]
 	opts := x.Options
 	out := EntryNetwork{
@@ -142,14 +140,11 @@ func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, wan
 		return err == nil && !there && before.Want[k] != nil && after.Want[k] != nil && after.Failed[k] == nil
 	}
 
-	var counts []kernel.Key // objects that the kernel counts at for certain
-	var taken bool          // by somebody: new connections
-	if out.Datapath == service.IPVS {
-		out.Compare += "ipvsadm -Ln --stats"
-		counts, taken = out.ipvs(x, want, traffic)
-	} else {
-		out.Compare += "nft list table bridge sluice"
-		taken = out.nft(x, want, traffic)
+	out.Compare += compare(out.Datapath)
+	b := balance(out.Datapath, out.Netns, "VIP", x.VIP, x, p, traffic, out.Backends)
+	out.Traffic, out.Uncounted = b.traffic, b.why
+	if b.ipvs != nil {
+		out.IPVS = b.ipvs
 	}
 
 	ps := failures(after, "network "+out.Network+": ", func(k kernel.Key) bool {
@@ -161,126 +156,15 @@ func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, wan
 			ps = append(ps, Problem{What: "the kernel's counters cannot be read: " + err.Error(), Do: "sluice diff says what the kernel lacks"})
 		}
 	}
-	for _, k := range counts {
+	for _, k := range b.counts {
 		if missing(k) {
 			ps = append(ps, Problem{What: k.String() + " is not in the kernel", Do: "it is made again within seconds; if not, sluice status says what refuses"})
 		}
 	}
-	if !taken {
+	if !b.taken {
 		ps = append(ps, refusing(x))
 	}
 	return out, ps
-}
-
-// ipvs fills in what IPVS has for a VIP, by the marks that the plan gives it. It
-// returns the objects that the kernel counts at, and whether anybody gets new
-// connections.
-func (n *EntryNetwork) ipvs(x service.Virtual, want kernel.State, traffic map[kernel.Key]kernel.Traffic) (counts []kernel.Key, taken bool) {
-	at := make(map[netip.Addr]*EntryBackend)
-	for i, b := range x.Backends {
-		at[b.Addr] = &n.Backends[i]
-	}
-	for _, w := range n.ways(x, want, at) {
-		key := kernel.IPVSService{NS: n.Netns, Mark: w.fwm}
-		spec, _ := want[key].(kernel.IPVSServiceSpec)
-		svc := EntryIPVS{
-			Mark: w.fwm, Unmarked: w.mark == kernel.Mark{}, Scheduler: spec.Scheduler,
-			Flags:   strings.TrimSpace(strings.TrimPrefix(spec.String(), spec.Scheduler)),
-			Traffic: counted(traffic, key), Destinations: []EntryDest{},
-		}
-		if w.mark.Client.IsValid() {
-			svc.Client = w.mark.Client.String()
-		}
-		if w.mark.Proto != "" {
-			svc.Port = fmt.Sprintf("%d/%s", w.mark.Port, w.mark.Proto)
-		}
-		counts = append(counts, key)
-		for _, k := range w.dests {
-			spec, _ := want[k].(kernel.IPVSDestSpec)
-			t := counted(traffic, k)
-			svc.Destinations = append(svc.Destinations, EntryDest{
-				Addr: netip.AddrPortFrom(k.IP, k.Port).String(), Method: string(spec.Method), Weight: spec.Weight, Traffic: t,
-			})
-			counts = append(counts, k)
-			if b := at[k.IP]; b != nil {
-				b.Method, b.Traffic = string(spec.Method), b.Traffic.plus(t)
-			}
-			taken = taken || !svc.Unmarked && spec.Weight > 0
-		}
-		n.IPVS, n.Traffic = append(n.IPVS, svc), n.Traffic.plus(svc.Traffic)
-	}
-	return counts, taken
-}
-
-// way is one of IPVS's services for a VIP, as a plan has it.
-type way struct {
-	fwm   uint32
-	mark  kernel.Mark // that leads to it; zero: none, as nobody takes anything new
-	dests []kernel.IPVSDest
-}
-
-// ways lists the ways to a VIP that a plan has, those without a mark last. Such a one is the VIP's if its destinations are: an address
-// is of one service. One without destinations too has nothing open, and is not listed.
-func (n *EntryNetwork) ways(x service.Virtual, want kernel.State, backends map[netip.Addr]*EntryBackend) []way {
-	byMark := make(map[uint32]*way)
-	at := func(fwm uint32) *way {
-		if byMark[fwm] == nil {
-			byMark[fwm] = &way{fwm: fwm}
-		}
-		return byMark[fwm]
-	}
-	for k, v := range want {
-		switch k := k.(type) {
-		case kernel.Mark:
-			if k.NS == n.Netns {
-				at(v.(kernel.MarkSpec).Mark).mark = k
-			}
-		case kernel.IPVSDest:
-			if k.NS == n.Netns {
-				w := at(k.Mark)
-				w.dests = append(w.dests, k)
-			}
-		}
-	}
-	var out []way
-	for _, w := range byMark {
-		open := w.mark == kernel.Mark{} && slices.ContainsFunc(w.dests, func(d kernel.IPVSDest) bool { return backends[d.IP] != nil })
-		if open || w.mark.VIP == x.VIP {
-			slices.SortFunc(w.dests, func(a, b kernel.IPVSDest) int {
-				return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.Port, b.Port))
-			})
-			out = append(out, *w)
-		}
-	}
-	// By port, and for each the service for everybody first: an invalid address is
-	// before all others.
-	slices.SortFunc(out, func(a, b way) int {
-		return cmp.Or(b.mark.VIP.Compare(a.mark.VIP), cmp.Compare(a.mark.Port, b.mark.Port), cmp.Compare(a.mark.Proto, b.mark.Proto),
-			a.mark.Client.Compare(b.mark.Client), cmp.Compare(a.fwm, b.fwm))
-	})
-	return out
-}
-
-// nft fills in what nftables has for a VIP, and returns whether anybody gets new
-// connections.
-func (n *EntryNetwork) nft(x service.Virtual, want kernel.State, traffic map[kernel.Key]kernel.Traffic) (taken bool) {
-	key := kernel.VIP{NS: n.Netns, IP: x.VIP}
-	spec, planned := want[key].(kernel.VIPSpec)
-	if !planned {
-		return false
-	}
-	for i := range n.Backends {
-		n.Backends[i].Method = string(kernel.IPVSDR)
-		if real := (kernel.Real{NS: n.Netns, MAC: x.Backends[i].MAC}); want[real] != nil {
-			n.Backends[i].Method = string(kernel.IPVSNAT)
-		}
-	}
-	if n.Traffic = counted(traffic, key); n.Traffic != nil {
-		n.Uncounted = "nftables counts for the VIP, not for each backend"
-	} else {
-		n.Uncounted = "nftables has counted nothing"
-	}
-	return spec.Slots > 0
 }
 
 // traffic reads what the kernel has counted in a network's namespace.

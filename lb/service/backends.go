@@ -35,6 +35,8 @@ type Backend struct {
 	Tunnel bool        // takes packets in IPIP
 	// Meshed is Ready for published ports: they ask other things of the task.
 	Meshed bool
+	// WhyUnmeshed is to Meshed what Why is to Ready.
+	WhyUnmeshed string
 	// beaten says that its address is another endpoint's by now: what is sent there
 	// is not for it.
 	beaten bool
@@ -167,7 +169,8 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		b.beaten = m.beaten != nil
 		b.Why = m.unready(x.VIP, b.Mode)
 		b.Ready = b.Why == ""
-		b.Meshed = m.meshed && m.out() == ""
+		b.WhyUnmeshed = m.unmeshed()
+		b.Meshed = b.WhyUnmeshed == ""
 	}
 	return out
 }

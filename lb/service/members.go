@@ -98,10 +98,22 @@ func (m *member) unready(vip netip.Addr, mode string) string {
 		return why
 	}
 	if vip.IsValid() && m.prepared != vip && mode != NAT {
-		return "being prepared"
+		return preparing
 	}
 	return ""
 }
+
+// unmeshed says why a member gets no new connections of published ports; empty if
+// it does.
+func (m *member) unmeshed() string {
+	if why := m.out(); why != "" || m.meshed {
+		return why
+	}
+	return preparing
+}
+
+// preparing is why a member is not ready whose namespace lacks what is needed.
+const preparing = "being prepared"
 
 // out says why a member gets no new connections, to whatever address.
 func (m *member) out() string {
