@@ -1,11 +1,13 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -50,11 +52,13 @@ type Publisher struct {
 
 	// Of Run alone:
 	held   []ingress.Port // that were set last
+	older  []ingress.Loss // what services have lost to each other, told last
 	missed uint64         // that was told last
 
 	// mu guards what follows. Rank: nothing else is locked while it is held.
 	mu     sync.Mutex
 	failed map[model.HostPort]error
+	absent map[netip.Addr]bool // addresses of ports that are wanted, which this host does not have
 }
 
 // New makes a Publisher; Run starts it.
@@ -75,6 +79,18 @@ func (p *Publisher) Failed() map[model.HostPort]error {
 	defer p.mu.Unlock()
 	return maps.Clone(p.failed)
 }
+
+// Absent are the addresses at which services publish ports, and which this host does
+// not have.
+func (p *Publisher) Absent() map[netip.Addr]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.absent)
+}
+
+// Missed counts connections to published ports, since the process began, that have
+// come to a socket here, past the rules, and were reset.
+func (p *Publisher) Missed() uint64 { return p.cfg.Sockets.Missed() }
 
 // Run works until ctx ends. The ports stay held: they go with the process.
 func (p *Publisher) Run(ctx context.Context) {
@@ -100,7 +116,8 @@ func (p *Publisher) Run(ctx context.Context) {
 // look sets the ports by the newest view.
 func (p *Publisher) look() {
 	v := p.cfg.View()
-	won, _ := ingress.Own(ingress.Wants(v), nil)
+	won, lost := ingress.Own(ingress.Wants(v), nil)
+	p.tell(v, lost)
 	if v.Partial {
 		for _, had := range p.held {
 			if !slices.Contains(won, had) {
@@ -109,9 +126,10 @@ func (p *Publisher) look() {
 		}
 	}
 	p.mu.Lock()
-	before := p.failed
+	before, absent := p.failed, len(p.absent) > 0
 	p.mu.Unlock()
-	if !slices.Equal(won, p.held) || len(before) > 0 {
+	// An address may come at any time, as those do that move between hosts.
+	if !slices.Equal(won, p.held) || len(before) > 0 || absent {
 		p.set(won, before)
 	}
 	if n := p.cfg.Sockets.Missed(); n != p.missed {
@@ -124,11 +142,12 @@ func (p *Publisher) look() {
 func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
 	failed := p.cfg.Sockets.Set(ingress.HostPorts(won))
 	p.held = won
-	taken := make(map[model.HostPort]string)
+	taken, absent := make(map[model.HostPort]string), make(map[netip.Addr]bool)
 	for port, err := range failed {
 		var t *kernel.TakenError
 		switch {
 		case errors.Is(err, kernel.ErrNotExist):
+			absent[port.Addr] = true
 			delete(failed, port)
 			continue
 		case errors.As(err, &t):
@@ -138,10 +157,29 @@ func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
 		}
 	}
 	p.mu.Lock()
-	p.failed = failed
+	p.failed, p.absent = failed, absent
 	p.mu.Unlock()
 	p.cfg.Taken(taken)
 	p.log(before, failed)
+}
+
+// tell tells of ports that services have lost to older ones, once for each change.
+// While the view is partial, who is older may still be to come.
+func (p *Publisher) tell(v model.View, lost []ingress.Loss) {
+	if v.Partial || slices.Equal(lost, p.older) {
+		return
+	}
+	for _, l := range lost {
+		if !slices.Contains(p.older, l) {
+			p.cfg.Log.Error("a published port is another service's", "service", cmp.Or(v.Services[l.Service].Name, string(l.Service)), "network", l.Network.Short(), "err", l.String())
+		}
+	}
+	for _, l := range p.older {
+		if !slices.Contains(lost, l) {
+			p.cfg.Log.Info("a published port is not another service's any more, or wanted no more", "service", cmp.Or(v.Services[l.Service].Name, string(l.Service)), "op", l.PortRange.String())
+		}
+	}
+	p.older = lost
 }
 
 func count(n uint64, of string) string { return fmt.Sprintf("%d %s", n, of) }

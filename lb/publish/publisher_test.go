@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -113,7 +114,7 @@ func TestWhatServicesPublishIsHeld(t *testing.T) {
 		}
 		// Without news there is nothing to do.
 		time.Sleep(time.Minute)
-		if h.sets != 2 || len(p.Failed()) > 0 || h.log.Len() > 0 {
+		if h.sets != 2 || len(p.Failed())+len(p.Absent()) > 0 || strings.Contains(h.log.String(), "held") {
 			t.Errorf("%d times set, %v, %s", h.sets, p.Failed(), &h.log)
 		}
 	})
@@ -121,7 +122,7 @@ func TestWhatServicesPublishIsHeld(t *testing.T) {
 
 func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 	far := errors.Join(kernel.ErrNotExist)
-	h := &host{view: publishes("80-83", "81"), errs: map[model.HostPort]error{
+	h := &host{view: publishes("80-83"), errs: map[model.HostPort]error{
 		tcp(80): far, tcp(81): &kernel.TakenError{Port: tcp(81), Process: "nginx (pid 7)"}, tcp(82): kernel.ErrUnsupported, tcp(83): errors.New("too many open files"),
 	}}
 	during(t, h, func(p *Publisher) {
@@ -146,6 +147,58 @@ func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 		if len(h.taken)+len(p.Failed()) > 0 || !strings.Contains(h.log.String(), `op="3 ports"`) {
 			t.Errorf("taken %v, failed %v, told: %s", h.taken, p.Failed(), &h.log)
 		}
+	})
+}
+
+func TestAnAddressMayComeLater(t *testing.T) {
+	v := publishes("80")
+	s := v.Services["s0"]
+	o := s.Options["net"]
+	o.Bind = "192.0.2.1;192.0.2.9"
+	s.Options["net"] = o
+	at := func(a string) model.HostPort {
+		return model.HostPort{Proto: model.TCP, Port: 80, Addr: netip.MustParseAddr(a)}
+	}
+	h := &host{view: v, errs: map[model.HostPort]error{at("192.0.2.9"): fmt.Errorf("hold port: %w", kernel.ErrNotExist)}}
+	during(t, h, func(p *Publisher) {
+		h.holds(t, at("192.0.2.1"))
+		if got := p.Absent(); len(got) != 1 || !got[netip.MustParseAddr("192.0.2.9")] || len(p.Failed()) > 0 {
+			t.Errorf("absent %v, failed %v", got, p.Failed())
+		}
+		h.change(func() { h.errs = nil })
+		time.Sleep(retry)
+		synctest.Wait()
+		h.holds(t, at("192.0.2.1"), at("192.0.2.9"))
+		if len(p.Absent()) > 0 || h.log.Len() > 0 {
+			t.Errorf("absent %v, told %s", p.Absent(), &h.log)
+		}
+	})
+}
+
+func TestALossToAnOlderServiceIsToldOnce(t *testing.T) {
+	h := &host{view: publishes("80-81", "81-82")}
+	during(t, h, func(p *Publisher) {
+		told := func(lost, regained int) {
+			t.Helper()
+			synctest.Wait()
+			text := h.log.String()
+			if a, b := strings.Count(text, "port 81/tcp belongs to service s0, which is older"), strings.Count(text, "not another service's any more"); a != lost || b != regained {
+				t.Errorf("told %d times of a loss, %d of its end, want %d and %d: %s", a, b, lost, regained, text)
+			}
+		}
+		told(1, 0)
+		time.Sleep(time.Minute)
+		told(1, 0)
+		// What is missing in a partial view is not gone.
+		h.change(func() { h.view = publishes("90"); h.view.Partial = true })
+		p.Wake()
+		time.Sleep(viewGap)
+		told(1, 0)
+		h.change(func() { h.view = publishes("80", "81-82") })
+		p.Wake()
+		time.Sleep(viewGap)
+		told(1, 1)
+		h.holds(t, tcp(80), tcp(81), tcp(82))
 	})
 }
 
