@@ -340,6 +340,8 @@ func parseNodes(body []byte) (nodes, error) {
 			Name: n.Description.Hostname,
 			Addr: address(n.Status.Addr),
 			Down: n.Status.State == swarm.NodeStateDown,
+			// What is not told is active, as for the engine itself.
+			Drained: n.Spec.Availability == swarm.NodeAvailabilityPause || n.Spec.Availability == swarm.NodeAvailabilityDrain,
 
 			Labels: n.Spec.Labels,
 		}

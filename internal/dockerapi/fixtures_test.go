@@ -52,7 +52,7 @@ func leader() map[string]string {
 	b["/info"] = `{"Name":"m1","ServerVersion":"28.5.2","Swarm":{"NodeID":"node1","NodeAddr":"10.77.0.11","LocalNodeState":"active",
 		"ControlAvailable":true,"RemoteManagers":[{"NodeID":"node1","Addr":"10.77.0.11:2377"}],"Nodes":2,"Managers":1}}`
 	b["/nodes"] = `[{"ID":"node1","Description":{"Hostname":"m1"},"Spec":{"Labels":{"zone":"a"}},"Status":{"State":"ready","Addr":"10.77.0.11"},"ManagerStatus":{"Leader":true,"Reachability":"reachable","Addr":"10.77.0.11:2377"}},
-		{"ID":"node2","Description":{"Hostname":"w1"},"Status":{"State":"down","Addr":"10.77.0.12"}}]`
+		{"ID":"node2","Description":{"Hostname":"w1"},"Spec":{"Availability":"drain"},"Status":{"State":"down","Addr":"10.77.0.12"}}]`
 	b["/services"] = `[{"ID":"svc1","Version":{"Index":20},"CreatedAt":"2024-05-06T07:08:09.5Z","Spec":{"Name":"web","Mode":{"Replicated":{"Replicas":2}},
 		"TaskTemplate":{"Networks":[{"Target":"f9sxnet0000000000000000aa","DriverOpts":{"sluice.weight":"3"}},{"Target":"ovlnet0000000000000000000"}]}},
 		"Endpoint":{"Spec":{"Mode":"vip"},"VirtualIPs":[{"NetworkID":"f9sxnet0000000000000000aa","Addr":"10.200.0.2/24"},{"NetworkID":"ovlnet0000000000000000000","Addr":"10.0.1.2/24"}]}},

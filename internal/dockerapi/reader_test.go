@@ -89,7 +89,7 @@ func TestTheLeaderLearnsServicesAndWhatIsLeaving(t *testing.T) {
 			t.Errorf("live (-want +got):\n%s", d)
 		}
 		wantNodes := map[model.NodeID]model.EngineNode{
-			"node1": {Name: "m1", Addr: addr("10.77.0.11"), Labels: map[string]string{"zone": "a"}}, "node2": {Name: "w1", Addr: addr("10.77.0.12"), Down: true},
+			"node1": {Name: "m1", Addr: addr("10.77.0.11"), Labels: map[string]string{"zone": "a"}}, "node2": {Name: "w1", Addr: addr("10.77.0.12"), Down: true, Drained: true},
 		}
 		if d := cmp.Diff(wantNodes, s.Nodes, compare); d != "" {
 			t.Errorf("nodes (-want +got):\n%s", d)

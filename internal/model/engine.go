@@ -84,6 +84,8 @@ type EngineNode struct {
 	Name string
 	Addr netip.Addr
 	Down bool
+	// Drained: its availability is pause or drain.
+	Drained bool
 	// Labels are those that people gave it (docker node update --label-add).
 	Labels map[string]string
 }

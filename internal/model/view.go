@@ -33,6 +33,9 @@ type View struct {
 	// Taken are the published ports of this node that could not be had, with the
 	// process that has each, for people.
 	Taken map[HostPort]string
+	// Drained: the swarm has this node paused or drained, as the leading manager tells
+	// it. Plans do not heed it: what is published goes on being served.
+	Drained bool
 }
 
 // Entry is what a node has of a network for the ports that are published there:

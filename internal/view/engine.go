@@ -37,7 +37,7 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	var dels []model.RecordKey
 	changed := !reflect.DeepEqual(before.Networks, s.Networks) || before.HostName != s.HostName ||
 		!reflect.DeepEqual(before.Services, s.Services) || !reflect.DeepEqual(before.Leaving, s.Leaving) ||
-		!maps.EqualFunc(before.Nodes, s.Nodes, func(a, b model.EngineNode) bool { return maps.Equal(a.Labels, b.Labels) })
+		!maps.EqualFunc(before.Nodes, s.Nodes, func(a, b model.EngineNode) bool { return maps.Equal(a.Labels, b.Labels) && a.Drained == b.Drained })
 	if self, ok := h.selfLocked(s); ok {
 		if h.self.Node != "" && h.self.Node != self.Node {
 			// Another swarm: what was heard and said in the former one is of no use.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -358,6 +359,7 @@ func (h *Hub) buildLocked() model.View {
 	}
 	lead := h.leadersWordLocked()
 	v.Services, v.Published, v.Labels = lead.services, lead.networks, lead.labels
+	v.Drained = slices.Contains(lead.drained, h.self.Node)
 	for id, n := range v.Networks {
 		if known, ok := h.engine.Networks[id]; ok {
 			n.Name = known.Name

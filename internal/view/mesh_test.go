@@ -134,6 +134,49 @@ func TestLabelsSayWhichNodesEnter(t *testing.T) {
 	}
 }
 
+// TestADrainedNodeHearsOfIt: a worker's engine does not tell it, the leader does.
+func TestADrainedNodeHearsOfIt(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	set := func(drained ...model.NodeID) {
+		t.Helper()
+		s := publishes(runs(swarm("nodeA", "192.168.0.1"), one), model.ServiceOptions{Published: "80/tcp"}, "1400")
+		for _, id := range drained {
+			n := s.Nodes[id]
+			n.Drained = true
+			s.Nodes[id] = n
+		}
+		ok(t, a.SetEngine(t.Context(), s))
+		tell(t, a, b)
+	}
+	for _, c := range []struct {
+		drained []model.NodeID
+		a, b    bool
+	}{
+		{nil, false, false},
+		{[]model.NodeID{"nodeB"}, false, true},
+		{[]model.NodeID{"nodeA", "nodeB", "nodeC"}, true, true},
+		{[]model.NodeID{"nodeA"}, true, false},
+		{nil, false, false},
+	} {
+		set(c.drained...)
+		for name, n := range map[string]*node{"leader": a, "restarted leader": a.restarted(t), "other": b, "restarted": b.restarted(t)} {
+			want := c.b
+			if strings.HasSuffix(name, "leader") {
+				want = c.a
+			}
+			if v := n.View(); v.Drained != want {
+				t.Errorf("%v drained: %s is told %v", c.drained, name, v.Drained)
+			}
+			if v := n.View(); len(v.Networks) != 1 {
+				t.Errorf("%v drained: %s serves %v", c.drained, name, v.Networks)
+			}
+		}
+	}
+	if _, said := a.Records()[keyDrained]; said {
+		t.Error("nobody is drained, and there is a record that says who is")
+	}
+}
+
 func TestClaimsAreToldAndKept(t *testing.T) {
 	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
 	va, vb := a.View(), b.View()

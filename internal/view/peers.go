@@ -124,6 +124,7 @@ type word struct {
 	services map[model.ServiceID]model.Service
 	leaving  map[model.TaskID]bool              // tasks that it wants gone
 	members  map[model.NodeID]bool              // nodes of the swarm; nil: not told
+	drained  []model.NodeID                     // of those, the ones that it has paused or drained
 	networks map[model.NetworkID]model.Network  // with published ports
 	labels   map[model.NodeID]map[string]string // that those ask for
 }
@@ -152,6 +153,7 @@ func (h *Hub) leadersWordLocked() word {
 				w.members[id] = true
 			}
 		}
+		w.drained = drained(h.engine.Nodes)
 		for key, raw := range h.said {
 			if strings.HasPrefix(key, keyNetwork) || strings.HasPrefix(key, keyLabels) {
 				if v, err := decode(key, raw); err == nil {
@@ -189,6 +191,8 @@ func (h *Hub) leadersWordLocked() word {
 			for _, id := range r.Nodes {
 				w.members[id] = true
 			}
+		case drainedRecord:
+			w.drained = r.Nodes
 		default:
 			w.hear(key, r)
 		}
@@ -284,6 +288,9 @@ func (h *Hub) sayLocked() (puts []model.Record, deletes []model.RecordKey) {
 		if len(h.engine.Nodes) > 0 {
 			said[keyMembers] = encode(membersRecord{slices.Sorted(maps.Keys(h.engine.Nodes))})
 		}
+		if nodes := drained(h.engine.Nodes); len(nodes) > 0 {
+			said[keyDrained] = encode(drainedRecord{nodes})
+		}
 		for id, s := range h.engine.Services {
 			said[keyService+string(id)] = encode(serviceRecord{s.Name, s.Created, s.VIPs, s.Options})
 		}
@@ -306,6 +313,7 @@ func (h *Hub) sayLocked() (puts []model.Record, deletes []model.RecordKey) {
 // recallLocked takes up the lead where a former life left it.
 func (h *Hub) recallLocked() {
 	h.engine.Services = make(map[model.ServiceID]model.Service)
+	var away []model.NodeID
 	for key, raw := range h.said {
 		v, err := decode(key, raw)
 		if err != nil {
@@ -321,11 +329,31 @@ func (h *Hub) recallLocked() {
 			for _, id := range r.Nodes {
 				h.engine.Nodes[id] = model.EngineNode{}
 			}
+		case drainedRecord:
+			away = r.Nodes
 		case serviceRecord:
 			id, s := serviceOf(key, r)
 			h.engine.Services[id] = s
 		}
 	}
+	for _, id := range away {
+		if n, member := h.engine.Nodes[id]; member {
+			n.Drained = true
+			h.engine.Nodes[id] = n
+		}
+	}
+}
+
+// drained lists the nodes that the swarm has paused or drained, sorted.
+func drained(nodes map[model.NodeID]model.EngineNode) []model.NodeID {
+	var out []model.NodeID
+	for id, n := range nodes {
+		if n.Drained {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // serviceOf is the service that a record tells of.

@@ -188,6 +188,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(keyNode, string(encode(nodeRecord{VTEP: addr("192.168.0.1"), Name: "host"})))
 	f.Add(keyLead, string(encode(leadRecord{3})))
 	f.Add(keyLeaving, string(encode(leavingRecord{[]model.TaskID{"t"}})))
+	f.Add(keyDrained, string(encode(drainedRecord{[]model.NodeID{"n"}})))
 	f.Add("endpoint/x", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Prepared: vip})))
 	f.Add("endpoint/y", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Tunnel: true, Options: model.ServiceOptions{Mode: "tun", Ports: "80/tcp", Persist: 9, PersistBits: 32, OnePacket: true, Upper: 2, Lower: 1, Idle: 3}})))
 	f.Add("service/x", string(encode(serviceRecord{Name: "web", VIPs: map[model.NetworkID]netip.Addr{web: vip}})))

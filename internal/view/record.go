@@ -18,6 +18,7 @@ const (
 	keyLead     = "lead"
 	keyLeaving  = "leaving"
 	keyMembers  = "members"
+	keyDrained  = "drained"
 	keyEndpoint = "endpoint/"
 	keyService  = "service/"
 
@@ -49,6 +50,12 @@ type leavingRecord struct {
 // membersRecord lists the nodes of the swarm, down or not. A node out of contact
 // that is not among them has been removed, and its records end.
 type membersRecord struct {
+	Nodes []model.NodeID `json:"nodes"`
+}
+
+// drainedRecord lists the nodes that the swarm has paused or drained. There is none
+// if it has none.
+type drainedRecord struct {
 	Nodes []model.NodeID `json:"nodes"`
 }
 
@@ -108,6 +115,10 @@ func decode(key string, raw []byte) (any, error) {
 		v = r
 	case key == keyMembers:
 		var r membersRecord
+		err = json.Unmarshal(raw, &r)
+		v = r
+	case key == keyDrained:
+		var r drainedRecord
 		err = json.Unmarshal(raw, &r)
 		v = r
 	case strings.HasPrefix(key, keyEndpoint):
