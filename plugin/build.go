@@ -159,7 +159,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time),
 	}
 	p.diag = diag.NewServer(diag.Config{
-		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop,
+		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop, Sockets: p.publish,
 		Datapath: p.datapath, Traffic: p.kernel.Traffic, Ended: p.idle.Ended, Abilities: p.abilities,
 		Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems,
 		Trouble: p.trouble, Memory: residentBytes, Log: log,

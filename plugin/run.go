@@ -138,7 +138,7 @@ func (p *parts) datapath() (name, why string) {
 func (p *parts) abilities() []diag.Ability {
 	out := []diag.Ability{
 		{Name: diag.AbilityIPVS, Use: "balances virtual IPs, with every scheduler; looked for when the plugin starts", Err: p.noIPVS},
-		{Name: "mesh", Use: "has published ports, and lets tasks here answer at those of all nodes", Err: p.noMesh},
+		{Name: diag.AbilityMesh, Use: "has published ports, and lets tasks here answer at those of all nodes", Err: p.noMesh},
 	}
 	if err := p.tunnel.Load(); err != nil {
 		out = append(out, diag.Ability{Name: "ipip", Use: "lets tasks take packets in tunnels, for mode tun", Err: *err})

@@ -32,6 +32,7 @@ var verbs = []verb{
 	{"networks", "the networks, and those that were refused and why", "", diag.PathNetworks, func() diag.Answer { return new(diag.Networks) }},
 	{"services", "the services, their virtual IPs and backends", "", diag.PathServices, func() diag.Answer { return new(diag.Services) }},
 	{"service", "where the entry of one service is, by name or id: virtual IP, scheduler, backends, the kernel's counters", "NAME", diag.PathService, func() diag.Answer { return new(diag.Entry) }},
+	{"entry", "the published ports of this node and who has each; with --port N, the whole way of one: host, alias, network, tasks, and back", "", diag.PathEntry, func() diag.Answer { return new(diag.Ports) }},
 	{"config", "the plugin's settings", "", diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
 	{"diff", "what differs between plan and kernel, read back now", "", diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
 }
@@ -64,6 +65,7 @@ func run(ctx context.Context, args []string, dir string, stdout, stderr io.Write
 	plugin := flags.String("plugin", "", "which plugin to ask, if several run: the name of its socket")
 	socket := flags.String("socket", "", "path of the plugin's diagnosis socket (default: the one in "+diag.SocketDir+")")
 	network := flags.String("network", "", "of service: the network to look at, by name or id, if the service is on several")
+	port := flags.String("port", "", "of entry: the published port to look at, like 81, 81/tcp or 81/udp")
 	flags.Usage = func() {} // helpStatus decides
 	// Flags may stand anywhere between the words.
 	var words []string
@@ -105,6 +107,13 @@ func run(ctx context.Context, args []string, dir string, stdout, stderr io.Write
 		return wrong("there is no verb %q", name)
 	case *network != "" && v.path != diag.PathService:
 		return wrong("--network is not for %s", name)
+	case *port != "" && v.path != diag.PathEntry:
+		return wrong("--port is not for %s", name)
+	}
+	if *port != "" {
+		if _, _, err := diag.ParsePort(*port); err != nil {
+			return wrong("--port: %v", err)
+		}
 	}
 	if *socket == "" {
 		var err error
@@ -115,6 +124,9 @@ func run(ctx context.Context, args []string, dir string, stdout, stderr io.Write
 	}
 	if v.path == diag.PathService {
 		v.path += "?" + url.Values{"name": {argument}, "network": {*network}}.Encode()
+	}
+	if *port != "" {
+		v.path += "?" + url.Values{"port": {*port}}.Encode()
 	}
 	return ask(ctx, v, *socket, *asJSON, stdout, stderr)
 }

@@ -42,6 +42,10 @@ func (node) Engine() model.EngineSnapshot {
 	return model.EngineSnapshot{HostName: "h1", Version: "28.5.2", SwarmValid: true, NoSwarm: true}
 }
 func (node) Peers() []view.Peer                             { return nil }
+func (node) Unclaimed() map[model.NetworkID]error           { return nil }
+func (node) Failed() map[model.HostPort]error               { return nil }
+func (node) Absent() map[netip.Addr]bool                    { return nil }
+func (node) Missed() uint64                                 { return 0 }
 func (node) Stats() reconcile.Stats                         { return reconcile.Stats{} }
 func (node) Last() reconcile.Round                          { return reconcile.Round{} }
 func (n node) Inspect(context.Context) ([]kernel.Op, error) { return n.ops, nil }
@@ -50,7 +54,7 @@ func (n node) Inspect(context.Context) ([]kernel.Op, error) { return n.ops, nil 
 func plugin(t *testing.T, dir, name string, n node, trouble ...diag.Problem) {
 	t.Helper()
 	s := diag.NewServer(diag.Config{
-		Version: "v1.2.3", Scope: "global", Hub: n, Loop: n, Log: slog.New(slog.DiscardHandler),
+		Version: "v1.2.3", Scope: "global", Hub: n, Loop: n, Sockets: n, Log: slog.New(slog.DiscardHandler),
 		Settings:  []diag.Setting{{Name: "SCOPE", Value: "global", Default: true}},
 		Datapath:  func() (string, string) { return "nft", "the kernel has all" },
 		Abilities: func() []diag.Ability { return nil },
@@ -90,7 +94,7 @@ func TestEveryVerb(t *testing.T) {
 	plugin(t, well, "sluice", node{})
 	plugin(t, ill, "sluice", node{unready: true, ops: []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}}}, diag.Problem{What: "no room", Do: "make room"})
 	says := map[string]string{
-		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK", "service": "shop (shopid)",
+		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK", "service": "shop (shopid)", "entry": "no service publishes a port",
 		"config": "SCOPE    global  default", "diff": "no difference",
 	}
 	for _, v := range verbs {
@@ -145,6 +149,10 @@ func TestMistakes(t *testing.T) {
 		{"an unknown name", one, []string{"service", "shpo"}, []string{`sluice: no service "shpo" on this node's networks; there is: shop`}},
 		{"a name that is a number of words", one, []string{"service", "a b&network=c"}, []string{`no service "a b&network=c"`}},
 		{"an unknown network", one, []string{"service", "shop", "--network", "wbe"}, []string{`not on one network "wbe"`, "it is on: net"}},
+		{"a port for all services", one, []string{"services", "--port", "81"}, []string{"--port is not for services"}},
+		{"no port", one, []string{"entry", "--port", "web"}, []string{`--port: "web" is no port`, "81/udp"}},
+		{"a protocol without ports", one, []string{"entry", "--port", "81/icmp"}, []string{`--port: "81/icmp" is no port`}},
+		{"a port that nobody publishes", one, []string{"entry", "--port", "82"}, []string{"sluice: no service publishes port 82; there is: none"}},
 		{"a network for all services", one, []string{"services", "--network", "net"}, []string{"--network is not for services"}},
 		{"two verbs", one, []string{"status", "networks"}, []string{`"networks" is one word too many`}},
 		{"an unknown flag", one, []string{"status", "--yaml"}, []string{"yaml", "--help"}},
@@ -198,7 +206,7 @@ func TestHelpListsEveryVerbAndFlag(t *testing.T) {
 				t.Errorf("%q: no %s", args, v.name)
 			}
 		}
-		for _, w := range []string{"-json", "-plugin", "-socket", "-network", "service NAME", "version", "Exit status"} {
+		for _, w := range []string{"-json", "-plugin", "-socket", "-network", "-port", "service NAME", "version", "Exit status"} {
 			if !strings.Contains(out, w) {
 				t.Errorf("%q: no %s", args, w)
 			}

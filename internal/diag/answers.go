@@ -43,12 +43,26 @@ type Status struct {
 	Endpoints int `json:"endpoints"`
 	Services  int `json:"services"`
 
+	Published Published `json:"published"`
+
 	Gossip Gossip    `json:"gossip"`
 	Loop   LoopState `json:"loop"`
 	Calls  []Call    `json:"calls"`         // by method, those that came
 	Memory uint64    `json:"residentBytes"` // of the plugin process
 
 	Problems []Problem `json:"problems"`
+}
+
+// Published counts the ports that services publish on a node.
+type Published struct {
+	Served int `json:"served"` // lead to tasks
+	Lost   int `json:"lost"`   // another service or a process has them
+	Idle   int `json:"idle"`   // neither
+	// Missed counts connections that came past the rules, and were reset.
+	Missed uint64 `json:"missed"`
+	// Drained: the swarm has the node paused or drained. Its ports go on being
+	// served, but health checks say no.
+	Drained bool `json:"drained"`
 }
 
 // KernelAbility is something that the node's kernel may lack.
@@ -119,6 +133,9 @@ func (s Status) Text() string {
 		}
 	}
 	row("serving", "%d networks, %d endpoints here, %d services", s.Networks, s.Endpoints, s.Services)
+	if p := s.Published; p != (Published{}) {
+		row("published", "%s", p.text())
+	}
 	row("kernel", "%d changes made, %d refused, drift mended %d, read back %s", s.Loop.Changes, s.Loop.Failures, s.Loop.Drift, ago(s.Loop.ReadBack))
 	if len(s.Calls) > 0 {
 		row("calls", "%s", calls(s.Calls))
@@ -138,6 +155,35 @@ func (s Status) Text() string {
 	}
 	problems(&b, s.Problems)
 	return b.String()
+}
+
+// text is one line about published ports.
+func (p Published) text() string {
+	text := fmt.Sprintf("%d ports served, %d lost to others, %d that lead nowhere now", p.Served, p.Lost, p.Idle)
+	if p.Missed > 0 {
+		text += fmt.Sprintf(", %d connections missed", p.Missed)
+	}
+	if p.Drained {
+		text += "; the swarm has the node paused or drained, so health checks say no"
+	}
+	return text
+}
+
+// published counts ports, each of a range by itself.
+func published(ps []Port, missed uint64, drained bool) Published {
+	out := Published{Missed: missed, Drained: drained}
+	for _, p := range ps {
+		n := p.size()
+		switch p.State {
+		case PortServed:
+			out.Served += n
+		case PortLost:
+			out.Lost += n
+		default:
+			out.Idle += n
+		}
+	}
+	return out
 }
 
 // calls is one line about the engine's calls.
@@ -166,7 +212,7 @@ type Networks struct {
 type Network struct {
 	ID        string `json:"id"`
 	Name      string `json:"name,omitempty"`
-	State     string `json:"state"` // here, elsewhere (known to the manager only), refused, not allocated
+	State     string `json:"state"` // here, transit (here for published ports only), elsewhere (known to the manager only), refused, not allocated
 	Subnet    string `json:"subnet,omitempty"`
 	Gateway   string `json:"gateway,omitempty"`
 	VNI       uint32 `json:"vni,omitempty"`
@@ -178,6 +224,8 @@ type Network struct {
 	Used      int    `json:"addressesUsed,omitempty"` // known to the leader only
 	Size      int    `json:"addresses,omitempty"`
 	Refused   string `json:"refused,omitempty"`
+	Entry     string `json:"entry,omitempty"` // this node's address in it, for published ports
+	Number    uint16 `json:"entryNumber,omitempty"`
 }
 
 // Found implements Answer.
@@ -187,9 +235,12 @@ func (n Networks) Found() []Problem { return n.Problems }
 func (n Networks) Text() string {
 	var b strings.Builder
 	t := table(&b)
-	fmt.Fprintln(t, "NETWORK\tID\tSTATE\tSUBNET\tVNI\tMTU\tSCHEDULER\tHERE\tREMOTE\tADDRESSES\tNAMESPACE")
+	fmt.Fprintln(t, "NETWORK\tID\tSTATE\tSUBNET\tVNI\tMTU\tSCHEDULER\tHERE\tREMOTE\tADDRESSES\tENTRY\tNAMESPACE")
 	for _, x := range n.Networks {
-		vni, mtu, used := "-", "-", "-"
+		vni, mtu, used, entry := "-", "-", "-", "-"
+		if x.Entry != "" {
+			entry = fmt.Sprintf("%s number %d", x.Entry, x.Number)
+		}
 		if x.VNI != 0 {
 			vni = fmt.Sprint(x.VNI)
 		}
@@ -199,8 +250,8 @@ func (n Networks) Text() string {
 		if x.Size != 0 {
 			used = fmt.Sprintf("%d of %d", x.Used, x.Size)
 		}
-		fmt.Fprintf(t, "%s\t%.12s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n",
-			orDash(x.Name), x.ID, x.State, orDash(x.Subnet), vni, mtu, orDash(x.Scheduler), x.Local, x.Remote, used, orDash(x.Netns))
+		fmt.Fprintf(t, "%s\t%.12s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n",
+			orDash(x.Name), x.ID, x.State, orDash(x.Subnet), vni, mtu, orDash(x.Scheduler), x.Local, x.Remote, used, entry, orDash(x.Netns))
 	}
 	t.Flush()
 	problems(&b, n.Problems)
@@ -210,6 +261,7 @@ func (n Networks) Text() string {
 // Services lists the services on the networks of a node.
 type Services struct {
 	Services []Service `json:"services"`
+	Ports    []Port    `json:"published"` // of this node, those that services have and those that they have lost
 	Problems []Problem `json:"problems"`
 }
 
@@ -258,6 +310,10 @@ func (s Services) Text() string {
 		}
 	}
 	t.Flush()
+	if len(s.Ports) > 0 {
+		b.WriteString("\n")
+		portTable(&b, s.Ports)
+	}
 	notes := "\n"
 	for _, x := range s.Services {
 		if x.SchedulerUsed != x.Scheduler {

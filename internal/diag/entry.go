@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"sluice/internal/kernel"
-	"sluice/lb/service"
 )
 
 // Entry is where a service is entered: what its virtual IP leads to on this
@@ -45,6 +44,11 @@ type EntryNetwork struct {
 	// Traffic is that of the VIP: of all its IPVS services, or of nftables, which
 	// counts choices only. Absent: not known.
 	Traffic *Traffic `json:"traffic,omitempty"`
+	// Published are the ports of this node that the service publishes on the network,
+	// Alias is what those that it has lead to, and AliasTraffic is that of it.
+	Published    []Port   `json:"published"`
+	Alias        string   `json:"alias,omitempty"`
+	AliasTraffic *Traffic `json:"aliasTraffic,omitempty"`
 	// Uncounted is why Traffic is absent here or at the backends.
 	Uncounted string         `json:"uncounted,omitempty"`
 	Backends  []EntryBackend `json:"backends"`
@@ -168,21 +172,17 @@ func (n *EntryNetwork) text(b *strings.Builder, title string) {
 		row(head, "%s", o)
 		head = ""
 	}
-	counted := n.Uncounted
-	if c := n.Traffic; c != nil {
-		counted = fmt.Sprintf("%d connections begun", c.Connections)
-		if n.Datapath == service.IPVS {
-			counted += fmt.Sprintf(", %d packets (%d bytes) in, %d (%d) out", c.PacketsIn, c.BytesIn, c.PacketsOut, c.BytesOut)
-		}
-		counted += ", by clients on this node"
-		if n.Uncounted != "" {
-			counted += "; " + n.Uncounted
-		}
-	}
 	if n.VIP != "" {
-		row("counted", "%s", counted)
+		row("counted", "%s", countedText(n.Traffic, n.Uncounted, "by clients on this node"))
+	}
+	if n.Alias != "" {
+		row("published", "alias %s: %s; see sluice entry", n.Alias, orElse(countedText(n.AliasTraffic, "", "by published ports of this node"), "not counted"))
 	}
 	t.Flush()
+	if len(n.Published) > 0 {
+		b.WriteString("\n")
+		portTable(b, n.Published)
+	}
 
 	b.WriteString("\n")
 	t = table(b)
@@ -196,16 +196,7 @@ func (n *EntryNetwork) text(b *strings.Builder, title string) {
 	t.Flush()
 	if len(n.IPVS) > 0 {
 		b.WriteString("\n")
-		t = table(b)
-		fmt.Fprintln(t, "IPVS\tFOR\tSCHEDULER\tWEIGHT\t"+nowHead+"\t"+totalHead)
-		for _, s := range n.IPVS {
-			// Signed, as ipvsadm prints a mark: larger ones are negative there.
-			fmt.Fprintf(t, "FWM %d\t%s\t%s\t\t\t\t%s\n", int32(s.Mark), s.clients(), strings.TrimSuffix(s.Scheduler+" "+s.Flags, " "), s.Traffic.total())
-			for _, d := range s.Destinations {
-				fmt.Fprintf(t, "-> %s\t\t%s\t%d\t%s\t%s\n", d.Addr, d.Method, d.Weight, d.Traffic.now(), d.Traffic.total())
-			}
-		}
-		t.Flush()
+		ipvsTable(table(b), n.IPVS)
 	}
 	if n.VIP != "" {
 		b.WriteString("\ncompare with: " + n.Compare + "\n")

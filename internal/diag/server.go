@@ -16,6 +16,7 @@ import (
 	"sluice/internal/options"
 	"sluice/internal/reconcile"
 	"sluice/internal/view"
+	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
 
@@ -31,6 +32,7 @@ type Hub interface {
 	View() model.View
 	Engine() model.EngineSnapshot
 	Peers() []view.Peer
+	Unclaimed() map[model.NetworkID]error
 }
 
 // Pool is the use of a network's addresses.
@@ -38,6 +40,9 @@ type Pool struct{ Used, Size int }
 
 // AbilityIPVS is the name of the ability to balance with ip_vs.
 const AbilityIPVS = "ip_vs"
+
+// AbilityMesh is the name of the ability to have published ports.
+const AbilityMesh = "mesh"
 
 // Ability is something that a node's kernel may lack without harm to the rest.
 type Ability struct {
@@ -52,6 +57,7 @@ type Config struct {
 	Scope   string // global or local
 	Hub     Hub
 	Loop    Loop
+	Sockets Sockets
 	// Settings are the plugin's, without secrets.
 	Settings []Setting
 	// Datapath is the best datapath that this node has for service VIPs, and why it is that one.
@@ -92,6 +98,7 @@ const (
 	PathNetworks = "/v1/networks"
 	PathServices = "/v1/services"
 	PathService  = "/v1/service" // ?name=, a name or id, and perhaps &network=
+	PathEntry    = "/v1/entry"   // perhaps ?port=, like 81 or 81/udp
 	PathDiff     = "/v1/diff"
 	PathConfig   = "/v1/config"
 )
@@ -132,6 +139,7 @@ func NewServer(cfg Config) *Server {
 		q := r.URL.Query()
 		return s.Service(r.Context(), q.Get("name"), q.Get("network"))
 	})
+	handle(PathEntry, func(r *http.Request) (Answer, error) { return s.Ports(r.Context(), r.URL.Query().Get("port")) })
 	return s
 }
 
@@ -182,6 +190,10 @@ func (s *Server) Status() Status {
 		out.Problems = append(out.Problems, Problem{What: "the kernel cannot be read: " + stats.DumpError, Do: "nothing is changed until it can; the data path goes on as it is"})
 	}
 	out.Problems = append(out.Problems, s.cfg.Trouble()...)
+	d := s.doors()
+	ports := d.ports(func(ingress.Port) bool { return true })
+	out.Published = published(ports, s.cfg.Sockets.Missed(), d.drained())
+	out.Problems = append(out.Problems, d.problems(s, ports)...)
 	out.Problems = append(out.Problems, failures(s.cfg.Loop.Last(), "", func(kernel.Key) bool { return true })...)
 	return out
 }
@@ -257,6 +269,12 @@ func (s *Server) Networks() Networks {
 			VNI: uint32(n.VNI), MTU: n.MTU, Scheduler: n.Options.Scheduler, Netns: overlay.NetnsName(n),
 			Used: pools[id].Used, Size: pools[id].Size,
 		}
+		if n.Transit {
+			x.State = "transit"
+		}
+		if e, ok := ingress.Claimed(v, id)[v.Self.Node]; ok {
+			x.Entry, x.Number = e.Addr.String(), e.Number
+		}
 		for _, ep := range v.Endpoints {
 			if ep.Network == id {
 				x.Local++
@@ -271,6 +289,12 @@ func (s *Server) Networks() Networks {
 			return k.Netns() == x.Netns || k == kernel.Netns{Name: x.Netns}
 		})...)
 		out.Networks = append(out.Networks, x)
+	}
+	for id, err := range s.cfg.Hub.Unclaimed() {
+		out.Problems = append(out.Problems, Problem{
+			What: fmt.Sprintf("published ports of network %s are not served by this node: %v", orElse(v.Networks[id].Name, id.Short()), err),
+			Do:   "or leave this node out (sluice.publish.nodes)",
+		})
 	}
 	for id, name := range e.Unallocated {
 		out.Networks = append(out.Networks, Network{ID: string(id), Name: name, State: "not allocated"})
@@ -312,7 +336,7 @@ func (s *Server) Networks() Networks {
 func (s *Server) Services() Services {
 	v := s.cfg.Hub.View()
 	names := s.nodeNames(v)
-	out := Services{Services: []Service{}, Problems: []Problem{}}
+	out := Services{Services: []Service{}, Ports: []Port{}, Problems: []Problem{}}
 	for _, x := range service.Virtuals(v) {
 		svc := Service{
 			Name: x.Name, ID: string(x.Service), Network: orElse(v.Networks[x.Network].Name, x.Network.Short()),
@@ -330,6 +354,9 @@ func (s *Server) Services() Services {
 		}
 		out.Services = append(out.Services, svc)
 	}
+	d := s.doors()
+	out.Ports = d.ports(func(ingress.Port) bool { return true })
+	out.Problems = append(out.Problems, d.problems(s, out.Ports)...)
 	return out
 }
 

@@ -42,19 +42,30 @@ type world struct {
 	unread error // what an inspection fails with
 	up     bool
 	gossip string
+
+	full   map[model.NetworkID]error
+	failed map[model.HostPort]error
+	absent map[netip.Addr]bool
+	missed uint64
 }
 
 func (w *world) View() model.View             { return w.view }
 func (w *world) Engine() model.EngineSnapshot { return w.engine }
 func (w *world) Peers() []view.Peer           { return w.peers }
-func (w *world) Stats() reconcile.Stats       { return w.stats }
-func (w *world) Last() reconcile.Round        { return w.last }
+
+func (w *world) Unclaimed() map[model.NetworkID]error { return w.full }
+func (w *world) Failed() map[model.HostPort]error     { return w.failed }
+func (w *world) Absent() map[netip.Addr]bool          { return w.absent }
+func (w *world) Missed() uint64                       { return w.missed }
+
+func (w *world) Stats() reconcile.Stats { return w.stats }
+func (w *world) Last() reconcile.Round  { return w.last }
 func (w *world) Inspect(context.Context) ([]kernel.Op, error) {
 	return w.ops, w.unread
 }
 
 func (w *world) server() *diag.Server {
-	w.cfg.Hub, w.cfg.Loop = w, w
+	w.cfg.Hub, w.cfg.Loop, w.cfg.Sockets = w, w, w
 	return diag.NewServer(w.cfg)
 }
 
@@ -172,6 +183,7 @@ var questions = []struct {
 	{diag.PathNetworks, func() diag.Answer { return new(diag.Networks) }},
 	{diag.PathServices, func() diag.Answer { return new(diag.Services) }},
 	{pathShop, func() diag.Answer { return new(diag.Entry) }},
+	{diag.PathEntry, func() diag.Answer { return new(diag.Ports) }},
 	{diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
 	{diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
 }

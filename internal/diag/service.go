@@ -34,9 +34,10 @@ func (s *Server) Service(ctx context.Context, name, network string) (Entry, erro
 		}
 	}
 	out := Entry{Name: xs[0].Name, ID: string(xs[0].Service), Problems: []Problem{}}
-	p, names := planOf(v), s.nodeNames(v)
+	p, names, d := planOf(v), s.nodeNames(v), s.doors()
 	for _, x := range xs {
 		n, ps := s.entry(ctx, v, x, p, names)
+		ps = append(ps, d.service(ctx, s, x, p, &n)...)
 		for _, o := range all {
 			if o.Service != x.Service && o.Network == x.Network && o.VIP == x.VIP && x.VIP.IsValid() {
 				ps = append(ps, Problem{
@@ -114,7 +115,7 @@ func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, p p
 		Network: orElse(net.Name, x.Network.Short()), ID: string(x.Network), Netns: overlay.NetnsName(net),
 		Ports: []string{}, Mode: x.Mode, Scheduler: x.Scheduler, Datapath: service.Datapath(v.Self, net), DatapathReason: s.whyDatapath(v.Self, net),
 		Persist: opts.Persist, PersistBits: opts.PersistBits, OnePacket: opts.OnePacket, Upper: opts.Upper, Lower: opts.Lower, Idle: opts.Idle, Ended: s.cfg.Ended()[x.Service],
-		Backends: []EntryBackend{}, IPVS: []EntryIPVS{},
+		Backends: []EntryBackend{}, IPVS: []EntryIPVS{}, Published: []Port{},
 	}
 	out.SchedulerUsed, out.SchedulerReason = service.Scheduler(&x, out.Datapath)
 	for _, p := range opts.Ports.List() {
