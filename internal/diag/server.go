@@ -90,6 +90,8 @@ type Config struct {
 type Server struct {
 	cfg Config
 	mux http.ServeMux
+
+	ports judged
 }
 
 // Paths of the questions.
