@@ -23,6 +23,7 @@ import (
 	"sluice/internal/linux/ports"
 	"sluice/internal/linux/sockets"
 	"sluice/internal/model"
+	"sluice/internal/monitor"
 	"sluice/internal/plan"
 	"sluice/internal/reconcile"
 	"sluice/internal/store"
@@ -50,6 +51,7 @@ type parts struct {
 	ports  *ports.Holder
 	diag   *diag.Server
 
+	monitor  *monitor.Monitor // nil: nobody is answered
 	publish  *publish.Publisher
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
@@ -164,6 +166,9 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems,
 		Trouble: p.trouble, Memory: residentBytes, Log: log,
 	})
+	if !local && cfg.Metrics.IsValid() {
+		p.monitor = monitor.New(monitor.Config{Addr: cfg.Metrics, Node: p.diag, Log: log})
+	}
 	return p, nil
 }
 
@@ -220,15 +225,22 @@ func (p *parts) observe(r reconcile.Round) {
 	}
 }
 
-// run runs the parts until ctx ends and all of them have returned.
+// run runs the parts until ctx ends and all of them have returned. The monitor is the
+// last: until then it says that the node stops.
 func (p *parts) run(ctx context.Context) {
-	var wg sync.WaitGroup
+	var wg, last sync.WaitGroup
+	end := make(chan struct{})
+	if p.monitor != nil {
+		last.Go(func() { p.monitor.Run(ctx, end) })
+	}
 	for _, f := range []func(context.Context){
 		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.idle.Run, p.publish.Run, p.runDiag,
 	} {
 		wg.Go(func() { f(ctx) })
 	}
 	wg.Wait()
+	close(end)
+	last.Wait()
 }
 
 // close releases what build took.

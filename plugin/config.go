@@ -27,6 +27,7 @@ type Config struct {
 	Pools      []netip.Prefix // where subnets come from, in the order they are used
 	SubnetBits int            // prefix length of a subnet that nobody chose
 	MeshPool   netip.Prefix   // of the addresses by which published ports are told apart
+	Metrics    netip.AddrPort // to answer health checks and collectors at; invalid: nowhere
 	NoIPVS     bool           // do without ip_vs, as if the kernel lacked it
 	LogLevel   slog.Level
 	StateDir   string // what must outlive the process: intents, leases
@@ -146,6 +147,23 @@ var settings = []setting{
 		},
 	},
 	{
+		// Empty is unset, as for all settings, so nowhere has a word of its own.
+		name: "METRICS_ADDR", value: "0.0.0.0:9247",
+		doc: "Address and TCP port for GET /healthz and GET /metrics, which anybody may ask who reaches it. off: none. Not with SCOPE=local.",
+		set: func(c *Config, v string) error {
+			c.Metrics = netip.AddrPort{}
+			if strings.EqualFold(v, "off") {
+				return nil
+			}
+			a, err := netip.ParseAddrPort(v)
+			if err != nil || a.Port() == 0 {
+				return errors.New("want an address of this node and a port, such as 0.0.0.0:9247 or 127.0.0.1:9247, or off")
+			}
+			c.Metrics = a
+			return nil
+		},
+	},
+	{
 		name: "LOG_LEVEL", value: "info",
 		doc: "debug, info, warn or error. The engine's log shows the lines.",
 		set: func(c *Config, v string) error {
@@ -200,6 +218,9 @@ func parseConfig(getenv func(string) string) (Config, error) {
 	}
 	if c.VXLANPort == c.GossipPort {
 		errs = append(errs, fmt.Errorf("settings VXLAN_PORT and GOSSIP_PORT are both %d: both use UDP; choose two ports", c.VXLANPort))
+	}
+	if c.Metrics.Port() == c.GossipPort {
+		errs = append(errs, fmt.Errorf("settings METRICS_ADDR and GOSSIP_PORT both have port %d: both use TCP; choose two ports", c.GossipPort))
 	}
 	for _, p := range c.Pools {
 		if p.Overlaps(c.MeshPool) {

@@ -29,9 +29,10 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 	want := Config{
 		Scope: "global", VXLANPort: 4799, GossipPort: 7947,
 		Pools: pool.DefaultSupernets(), SubnetBits: pool.DefaultBits, MeshPool: ingress.DefaultPool(),
+		Metrics:  netip.MustParseAddrPort("0.0.0.0:9247"),
 		LogLevel: slog.LevelInfo, StateDir: "/var/lib/sluice", HostRun: "/host/run",
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -40,7 +41,7 @@ func TestSettingsAreRead(t *testing.T) {
 	got, err := parseConfig(env(map[string]string{
 		"SCOPE": "local", "VXLAN_PORT": "4789", "GOSSIP_PORT": " 7000 ", "GOSSIP_BIND": "192.0.2.7",
 		"GOSSIP_KEY": strings.Repeat("41", 32), "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24", "MESH_POOL": "11.0.0.0/8",
-		"DATAPATH": "nft", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
+		"DATAPATH": "nft", "METRICS_ADDR": "127.0.0.1:9000", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -50,9 +51,10 @@ func TestSettingsAreRead(t *testing.T) {
 		GossipKey: options.Key(strings.Repeat("A", 32)),
 		Pools:     prefixes("10.8.0.0/14", "10.16.0.0/16", "10.17.0.0/16", "10.18.0.0/16"), SubnetBits: 24,
 		MeshPool: netip.MustParsePrefix("11.0.0.0/8"),
+		Metrics:  netip.MustParseAddrPort("127.0.0.1:9000"),
 		NoIPVS:   true, LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -80,6 +82,10 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 		{"SUBNET_SIZE", "/20", "length of an IPv4 prefix"},
 		{"SUBNET_SIZE", "32", "POOL and SUBNET_SIZE: "},
 		{"DATAPATH", "ipvs", "want auto or nft"},
+		{"METRICS_ADDR", "9247", "such as 0.0.0.0:9247"},
+		{"METRICS_ADDR", "0.0.0.0:0", "such as 0.0.0.0:9247"},
+		{"METRICS_ADDR", "localhost:9247", "or off"},
+		{"METRICS_ADDR", "0.0.0.0:7947", "METRICS_ADDR and GOSSIP_PORT both have port 7947"},
 		{"LOG_LEVEL", "info+2", "debug, info, warn or error"},
 		{"STATE_DIR", "state", "absolute path"},
 		{"HOST_RUN", "./run", "absolute path"},
@@ -134,4 +140,12 @@ func prefixes(texts ...string) []netip.Prefix {
 		out = append(out, netip.MustParsePrefix(s))
 	}
 	return out
+}
+
+func TestHealthChecksAndMetricsCanBeOff(t *testing.T) {
+	for _, off := range []string{"off", "OFF"} {
+		if c, err := parseConfig(env(map[string]string{"METRICS_ADDR": off})); err != nil || c.Metrics.IsValid() {
+			t.Errorf("%s: %v %v", off, c.Metrics, err)
+		}
+	}
 }

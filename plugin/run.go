@@ -160,6 +160,14 @@ func (p *parts) trouble() []diag.Problem {
 			Do:   "do what the text says, or remove the idle timeout of the services that run here",
 		})
 	}
+	if p.monitor != nil {
+		if err := p.monitor.State(); err != nil {
+			out = append(out, diag.Problem{
+				What: "health checks and metrics are not answered: " + err.Error(),
+				Do:   "end the program that has the port, or set METRICS_ADDR; it is tried again every few seconds",
+			})
+		}
+	}
 	st := p.store.Status()
 	for _, d := range st.Damage {
 		out = append(out, diag.Problem{

@@ -266,6 +266,7 @@ var why = map[string]string{
 	"github.com/hashicorp/memberlist":      "who is there, encrypted packets and streams between nodes; the engine's own gossip is built on it too",
 	"github.com/docker/docker":             "client of the engine's API, with version negotiation",
 	"go.etcd.io/bbolt":                     "one file, one writer, crash-safe transactions",
+	"github.com/VictoriaMetrics/metrics":   "the text format of Prometheus, and nothing else: 5,000 lines and no goroutine of its own, where client_golang brings protobuf and a registry that lives as long as the process",
 }
 
 // librariesTable lists the libraries of homes with the version in go.mod.

@@ -53,6 +53,7 @@ var layers = []struct {
 	{"internal/reconcile", L3},
 	{"internal/keyring", L3},
 	{"internal/diag", L3},
+	{"internal/monitor", L3},
 	{"lb/idle", L3},
 	{"lb/publish", L3},
 
@@ -90,6 +91,7 @@ var homes = []struct{ library, home string }{
 	{"github.com/hashicorp/memberlist", "internal/gossip"},
 	{"github.com/docker/docker", "internal/dockerapi"},
 	{"go.etcd.io/bbolt", "internal/store"},
+	{"github.com/VictoriaMetrics/metrics", "internal/monitor"},
 }
 
 // impure lists standard packages, with all below them, that a pure package must

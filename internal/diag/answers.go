@@ -94,9 +94,15 @@ type Peer struct {
 	Node      string `json:"node"`
 	Host      string `json:"host,omitempty"`
 	VTEP      string `json:"vtep,omitempty"`
-	State     string `json:"state"` // present, out of contact
+	State     string `json:"state"`
 	Endpoints int    `json:"endpoints"`
 }
+
+// States of a Peer.
+const (
+	PeerPresent = "present"
+	PeerLost    = "out of contact"
+)
 
 // LoopState is the state of the reconciler.
 type LoopState struct {
@@ -286,8 +292,11 @@ type Backend struct {
 	Task   string `json:"task"`
 	Node   string `json:"node"`
 	Weight int    `json:"weight"`
-	State  string `json:"state"` // ready, or why not
+	State  string `json:"state"` // StateReady, or why not
 }
+
+// StateReady is that of a backend that gets new connections.
+const StateReady = "ready"
 
 // Found implements Answer.
 func (s Services) Found() []Problem { return s.Problems }
@@ -416,5 +425,5 @@ func backend(b service.Backend, names map[string]string) Backend {
 	if b.Local {
 		node = ""
 	}
-	return Backend{Addr: b.Addr.String(), Task: string(b.Task), Node: orElse(names[string(node)], string(node)), Weight: b.Weight, State: orElse(b.Why, "ready")}
+	return Backend{Addr: b.Addr.String(), Task: string(b.Task), Node: orElse(names[string(node)], string(node)), Weight: b.Weight, State: orElse(b.Why, StateReady)}
 }

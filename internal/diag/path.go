@@ -133,7 +133,7 @@ func (s *Server) path(ctx context.Context, d *doors, p ingress.Port, n model.Net
 	backends := make([]EntryBackend, 0, len(x.Backends))
 	for _, b := range x.Backends {
 		e := EntryBackend{Backend: backend(b, names)}
-		e.State = orElse(b.WhyUnmeshed, "ready")
+		e.State = orElse(b.WhyUnmeshed, StateReady)
 		backends = append(backends, e)
 	}
 	traffic, err := s.traffic(ctx, out.Netns)

@@ -178,9 +178,9 @@ func (s *Server) Status() Status {
 		out.Problems = append(out.Problems, contact(v, e, running, state)...)
 	}
 	for _, p := range s.cfg.Hub.Peers() {
-		state := "present"
+		state := PeerPresent
 		if !p.Present {
-			state = "out of contact"
+			state = PeerLost
 			out.Problems = append(out.Problems, Problem{
 				What: fmt.Sprintf("node %s (%s) is out of contact; its containers are still served", orElse(p.Name, string(p.Node)), orElse(p.VTEP, "address unknown")),
 				Do:   "if it is gone for good, remove it from the swarm: docker node rm",
