@@ -41,6 +41,7 @@ func TestDocsMistakesAreFound(t *testing.T) {
 		{"`sluice --json status`", "`sluice stats`", "no verb"},
 		{"`sluice status --json`", "`sluice status --yaml`", "no flag"},
 		{"`sluice service web --network shop`", "`sluice services web`", "no verb"},
+		{"`sluice entry --port 81/udp`", "`sluice entry 81`", "no verb"},
 		{"`docker network create -o sluice.mtu=1400 x`", "`docker network create -o sluice.mut=1400 x`", "no network option"},
 		{"`driver-opt=sluice.threshold.upper=3`", "`driver-opt=sluice.threshold.top=3`", "no service option"},
 		{"`driver-opt=sluice.weight=3`", "`driver-opt=sluice.vni=3`", "no service option"},
@@ -77,7 +78,7 @@ var (
 func readNames(t *testing.T) names {
 	n := names{
 		targets: map[string]bool{}, variables: map[string]bool{}, verbs: map[string]bool{}, flags: map[string]bool{"help": true},
-		takes:   map[string]bool{"--plugin": true, "--socket": true, "--network": true},
+		takes:   map[string]bool{"--plugin": true, "--socket": true, "--network": true, "--port": true},
 		network: map[string]bool{}, service: map[string]bool{}, internal: map[string]bool{}, settings: map[string]bool{}, tests: map[string]bool{},
 	}
 	makefile := read(t, "Makefile")

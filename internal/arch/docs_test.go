@@ -83,6 +83,8 @@ func generators(t *testing.T) map[string]func() string {
 		"status-example":   func() string { return fence(healthy().Text()) },
 		"services-example": func() string { return fence(starting().Text()) },
 		"service-example":  func() string { return fence(entered().Text()) },
+		"entry-example":    func() string { return fence(led(t, "81").Text()) },
+		"ports-example":    func() string { return fence(led(t, "").Text()) },
 	}
 	maps.Copy(out, packetPaths())
 	return out

@@ -5,6 +5,9 @@
 //	sluice status ──▶ /run/sluice/….sock ──▶ Server ──▶ view, plan, loop, gossip, the kernel's counters
 //	              ◀── one JSON document ◀──┘
 //
+// Server.Healthy and Server.Serves are the same judgement in one word, for
+// internal/monitor.
+//
 // The answers are plain types with a Text method; the command prints either
 // the text or the JSON, so both say the same. An answer with problems makes the
 // command exit with status 1.
