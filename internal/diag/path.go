@@ -1,6 +1,7 @@
 package diag
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -39,15 +40,16 @@ func (s *Server) Ports(ctx context.Context, asked string) (Ports, error) {
 		if !fits(w) {
 			continue
 		}
+		run := w
 		w.To += number - w.Lo
 		w.Lo, w.Hi = number, number
 		x := d.port(w)
-		x.State, x.Why = d.judge(w)
+		x.State, x.Why = d.judge(run)
 		if n, here := d.v.Networks[w.Network]; here && d.alias[site{w.Service, w.Network}].IsValid() {
 			if p.want == nil {
 				p = planOf(d.v)
 			}
-			x.Path = s.path(ctx, d, w, n, p, names)
+			x.Path = s.path(ctx, d, run, number, n, p, names)
 		}
 		if x.State == PortRefuses {
 			out.Problems = append(out.Problems, Problem{
@@ -104,13 +106,13 @@ func (d *doors) none(asked string, number uint16, proto model.Proto) error {
 	return fmt.Errorf("no service publishes port %s; there is: %s", asked, nearest(asked, slices.Compact(there)))
 }
 
-// path is the way of connections to a port that a service has here.
-func (s *Server) path(ctx context.Context, d *doors, p ingress.Port, n model.Network, plan planned, names map[string]string) *Path {
+// path is the way of connections to a port, which is one of a run that a service has.
+func (s *Server) path(ctx context.Context, d *doors, p ingress.Port, port uint16, n model.Network, plan planned, names map[string]string) *Path {
 	at := site{p.Service, p.Network}
 	x, known := d.at[at]
 	o := d.v.Services[p.Service].Options[p.Network]
 	if !known { // no VIP and no task
-		x = service.Virtual{Service: p.Service, Network: p.Network, Scheduler: service.RR, Options: o}
+		x = service.Virtual{Service: p.Service, Network: p.Network, Scheduler: cmp.Or(o.Scheduler, n.Options.Scheduler, service.RR), Options: o}
 	}
 	entry, alias := d.entry[p.Network], d.alias[at]
 	out := &Path{
@@ -145,9 +147,9 @@ func (s *Server) path(ctx context.Context, d *doors, p ingress.Port, n model.Net
 		out.IPVS = b.ipvs
 	}
 	for i, e := range backends {
-		out.Backends = append(out.Backends, PathEnd{EntryBackend: e, Port: portText(p.To, p.To), Way: d.way(n, x.Backends[i])})
+		out.Backends = append(out.Backends, PathEnd{EntryBackend: e, Port: portText(p.To+(port-p.Lo), p.To+(port-p.Lo)), Way: d.way(n, x.Backends[i])})
 	}
-	out.Hops = d.hops(p, n, x, b, plan.want)
+	out.Hops = d.hops(p, port, n, x, b, plan.want)
 	out.Compare = []string{
 		"nft list table ip sluice-mesh", "nsenter --net=/run/netns/" + out.Netns + " " + compare(out.Datapath), "nsenter --net=/run/netns/" + out.Netns + " nft list table bridge sluice-back",
 	}
@@ -168,10 +170,10 @@ func (d *doors) way(n model.Network, b service.Backend) string {
 
 // hops are the places on the way to a task, and on the way back. What each does is
 // told from the plan's objects, and whether the kernel has them, from the last round.
-func (d *doors) hops(p ingress.Port, n model.Network, x service.Virtual, b balancer, want kernel.State) []Hop {
+func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Virtual, b balancer, want kernel.State) []Hop {
 	ns, end, entry := overlay.NetnsName(n), overlay.MeshEnd(n), d.entry[n.ID]
 	alias, block := d.alias[site{p.Service, p.Network}], blockOf(d.v.Self, entry)
-	hp := model.HostPort{Proto: p.Proto, Addr: p.Addr, Port: p.Lo}
+	hp := model.HostPort{Proto: p.Proto, Addr: p.Addr, Port: port}
 	var out []Hop
 	add := func(at, does string, keys ...kernel.Key) {
 		out = append(out, Hop{At: at, Does: does, Kernel: d.has(want, keys...)})
@@ -185,10 +187,10 @@ func (d *doors) hops(p ingress.Port, n model.Network, x service.Virtual, b balan
 		set = "bound"
 	}
 	does := "translates it to nothing yet"
-	if to, port, planned := leadsTo(want, hp); planned {
-		does = fmt.Sprintf("%s becomes %s port %d", hp, to, port)
+	if alias, to, planned := leadsTo(want, p, port); planned {
+		does = fmt.Sprintf("%s becomes %s port %d", hp, alias, to)
 	}
-	add("host, table ip sluice-mesh, map "+set, does, kernel.MeshTable{}, rule(hp))
+	add("host, table ip sluice-mesh, map "+set, does, kernel.MeshTable{}, rule(p, port))
 	route, _ := want[kernel.Route{Dev: end, Prefix: block}].(kernel.RouteSpec)
 	add(host, fmt.Sprintf("routes %s by %s to %s", block, end, route.Via), kernel.Route{Dev: end, Prefix: block}, kernel.Neigh{Dev: end, IP: n.Gateway})
 	add("host, chain SLUICE-MESH", "lets through what goes by "+overlay.MeshPrefix+"…, whatever the policy of FORWARD", kernel.Forward{})

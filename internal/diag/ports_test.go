@@ -216,6 +216,7 @@ func TestWhatBecameOfAPort(t *testing.T) {
 		{"no tasks, with ip_vs", publishing(tcp, noTasks, ipvs), nil, diag.PortRefuses, "no tasks", "service shop", "", ""},
 		{"a process has it", publishing(tcp, taken(81, "nginx (pid 7)")), nil, diag.PortLost, "", "process nginx (pid 7)",
 			"shop does not have port 81/tcp here: it is held by nginx (pid 7)", "end that process"},
+		{"nobody has it", publishing(tcp, taken(81, "nobody: too many open files")), nil, diag.PortFailed, "too many open files", "service shop", "not served at port 81/tcp: too many open files", "sluice diff"},
 		{"the rule is not there", publishing(tcp), without(rule), diag.PortWaits, rule.String() + " is not in the kernel yet", "service shop", "not served at port 81/tcp yet", "normal for seconds"},
 		{"the kernel refuses the rule", publishing(tcp), func(w *world) {
 			w.last.Failed = map[kernel.Key]error{rule: errors.New("no space")}

@@ -15,6 +15,7 @@ import (
 	"sluice/internal/model"
 	"sluice/internal/reconcile"
 	"sluice/lb/ingress"
+	"sluice/lb/publish"
 	"sluice/lb/service"
 )
 
@@ -103,6 +104,10 @@ func (d *doors) port(p ingress.Port) Port {
 
 func (d *doors) loss(l ingress.Loss) Port {
 	x := d.port(l.Port)
+	if why, nobody := strings.CutPrefix(l.OwnerName, publish.Nobody); nobody {
+		x.State, x.Why = PortFailed, why
+		return x
+	}
 	x.State, x.Owner, x.Why = PortLost, &Owner{Kind: OwnerProcess, Name: l.OwnerName}, "it is held by "+l.OwnerName
 	if l.Owner != "" {
 		x.Owner = &Owner{Kind: OwnerService, Name: l.OwnerName, ID: string(l.Owner)}
@@ -180,12 +185,11 @@ func (d *doors) lacks(keys []kernel.Key) (state, why string) {
 func (d *doors) translated(p ingress.Port) (state, why string) {
 	want := d.alias[site{p.Service, p.Network}]
 	for i := range int(p.Hi-p.Lo) + 1 {
-		hp := model.HostPort{Proto: p.Proto, Addr: p.Addr, Port: p.Lo + uint16(i)}
-		k := rule(hp)
+		k := rule(p, p.Lo+uint16(i))
 		if err := d.last.Failed[k]; err != nil {
 			return PortFailed, err.Error()
 		}
-		alias, to, there := leadsTo(d.last.Have, hp)
+		alias, to, there := leadsTo(d.last.Have, p, p.Lo+uint16(i))
 		if !there || alias != want || to != p.To+uint16(i) {
 			return PortWaits, k.String() + " is not in the kernel yet"
 		}
@@ -193,14 +197,15 @@ func (d *doors) translated(p ingress.Port) (state, why string) {
 	return "", ""
 }
 
-// rule is the kernel's object that translates a published port.
-func rule(p model.HostPort) kernel.Key {
-	return kernel.MeshPort{Bind: p.Addr, Proto: p.Proto, Port: p.Port}
+// rule is the kernel's object that translates a published port, which is one of a
+// run that a service has.
+func rule(run ingress.Port, port uint16) kernel.Key {
+	return kernel.MeshPort{Bind: run.Addr, Proto: run.Proto, Port: port}
 }
 
-// leadsTo is what a state of the kernel translates a published port to.
-func leadsTo(s kernel.State, p model.HostPort) (alias netip.Addr, to uint16, there bool) {
-	spec, there := s[rule(p)].(kernel.MeshPortSpec)
+// leadsTo is what a state of the kernel translates such a port to.
+func leadsTo(s kernel.State, run ingress.Port, port uint16) (alias netip.Addr, to uint16, there bool) {
+	spec, there := s[rule(run, port)].(kernel.MeshPortSpec)
 	return spec.Alias, spec.To, there
 }
 

@@ -36,6 +36,10 @@ type Config struct {
 	Log   *slog.Logger
 }
 
+// Nobody begins what Taken says of a port that no process has and that cannot be had
+// all the same; why follows.
+const Nobody = "nobody: "
+
 // retry is between two looks without news, in which ports that could not be had are
 // tried again: what is wrong in the kernel is mended within 5 s.
 const retry = 5 * time.Second
@@ -153,7 +157,7 @@ func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
 		case errors.As(err, &t):
 			taken[port] = t.Process
 		case !errors.Is(err, kernel.ErrUnsupported): // of which nobody has a port
-			taken[port] = "nobody: " + err.Error()
+			taken[port] = Nobody + err.Error()
 		}
 	}
 	p.mu.Lock()
