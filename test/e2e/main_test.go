@@ -143,7 +143,8 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 
 // verifyNothingLeft compares every host with how it was before the first test.
 func verifyNothingLeft(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	// A network that an engine has forgotten with its power is removed after a minute.
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	return cluster.Wait(ctx, "all hosts look as they did before the tests", func(ctx context.Context) error {
 		for _, h := range lab.Hosts() {

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -265,6 +263,3 @@ func boot(t *testing.T) {
 		docker(t, i, "run", "--rm", "--network", "web", "--entrypoint", "/bin/hostname", "sluice-probe:test")
 	}
 }
-
-var _ = slices.Contains[[]string]
-var _ = os.Getenv
