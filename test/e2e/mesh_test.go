@@ -75,7 +75,12 @@ func publish(network string, options ...string) string {
 // and as whose the task saw it. host empty is any task.
 func sees(t *testing.T, from execer, entry *cluster.Host, port int, udp bool, host string, as func(netip.Addr) bool) {
 	t.Helper()
-	args := []string{netip.AddrPortFrom(entry.Addr(), uint16(port)).String()}
+	seesAt(t, from, entry.Addr(), port, udp, host, as)
+}
+
+func seesAt(t *testing.T, from execer, entry netip.Addr, port int, udp bool, host string, as func(netip.Addr) bool) {
+	t.Helper()
+	args := []string{netip.AddrPortFrom(entry, uint16(port)).String()}
 	if udp {
 		args = append([]string{"--udp"}, args...)
 	}
@@ -100,7 +105,7 @@ func is(a netip.Addr) func(netip.Addr) bool { return func(b netip.Addr) bool { r
 // TestMesh: every node x every placement of a task x TCP and UDP x clients from the
 // nodes' network and from elsewhere x source kept or not.
 func TestMesh(t *testing.T) {
-	network(t, "web", "--subnet", "10.250.0.0/20")
+	id := network(t, "web", "--subnet", "10.250.0.0/20")
 	boot(t)
 	from := clients(t)
 	nodes := netip.MustParsePrefix("10.250.15.0/24")
@@ -146,7 +151,12 @@ func TestMesh(t *testing.T) {
 					as = nodes.Contains
 				}
 				for _, udp := range []bool{false, true} {
-					sees(t, onHost{lab.Host(i)}, lab.Host(j), all[0].port, udp, all[0].host, as)
+					for _, p := range []placed{all[0], all[2]} {
+						sees(t, onHost{lab.Host(i)}, lab.Host(j), p.port, udp, p.host, as)
+						if i == j {
+							seesAt(t, onHost{lab.Host(i)}, netip.MustParseAddr("127.0.0.1"), p.port, udp, p.host, as)
+						}
+					}
 				}
 			}
 		}
@@ -161,6 +171,24 @@ func TestMesh(t *testing.T) {
 				if n := strings.Count(out, fmt.Sprintf("0.0.0.0:%d ", p.port)); n != 2 {
 					t.Errorf("node %d: port %d is held %d times, want by TCP and UDP:\n%s", i, p.port, n, out)
 				}
+			}
+		}
+	})
+	t.Run("nodes leave the network with the last port", func(t *testing.T) {
+		for i := 1; i <= 3; i++ {
+			removeService(t, fmt.Sprint("keep", i))
+			removeService(t, fmt.Sprint("masq", i))
+		}
+		for _, h := range lab.Hosts() {
+			err := cluster.Wait(within(t), h.Name()+" has nothing of the network", func(ctx context.Context) error {
+				out, err := h.Exec(ctx, "ls", "/run/netns")
+				if err == nil && strings.Contains(out, id[:12]) {
+					err = fmt.Errorf("there is %s", out)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
 			}
 		}
 	})
