@@ -2,6 +2,7 @@ package arch
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -40,10 +41,9 @@ func packetPaths() map[string]func() string {
 			return fence(b.String())
 		}
 	}
-	// asked is node 1 with ip_vs, where the service asks for opts.
-	asked := func(opts model.ServiceOptions) kernel.State {
-		v := example(nil)[0]
-		v.Self.Datapath = service.IPVS
+	// asks is a node where the service asks for opts.
+	asks := func(v model.View, datapath string, opts model.ServiceOptions) model.View {
+		v.Self.Datapath = datapath
 		for id, s := range v.Services {
 			s.Options = make(map[model.NetworkID]model.ServiceOptions)
 			for network := range s.VIPs {
@@ -59,12 +59,42 @@ func packetPaths() map[string]func() string {
 			r.Options = opts
 			v.Remotes[id] = r
 		}
-		return plan.Host(v)
+		return v
 	}
+	asked := func(opts model.ServiceOptions) kernel.State {
+		return plan.Host(asks(example(nil)[0], service.IPVS, opts))
+	}
+	// publishes is what node 1 has more where the service publishes a port.
+	publishes := func(datapath string) kernel.State {
+		v := example(nil)[0]
+		before := plan.Host(asks(v, datapath, model.ServiceOptions{}))
+		now := plan.Host(enters(asks(v, datapath, model.ServiceOptions{Published: "81:80/tcp", Source: model.Keep})))
+		maps.DeleteFunc(now, func(k kernel.Key, _ kernel.Value) bool { return before[k] != nil })
+		return now
+	}
+	balanced := publishes(service.NFT)
+	// of is the part of a state in the host's namespace (""), a network's ("sluice") or
+	// a task's ("task").
+	of := func(s kernel.State, netns string) func() string {
+		return func() string {
+			some := maps.Clone(s)
+			maps.DeleteFunc(some, func(k kernel.Key, _ kernel.Value) bool {
+				kind, _, _ := strings.Cut(strings.ReplaceAll(k.Netns(), ":", "-"), "-")
+				return kind != netns
+			})
+			return fence(some.Text())
+		}
+	}
+	byIPVS := publishes(service.IPVS)
+	maps.DeleteFunc(byIPVS, func(k kernel.Key, _ kernel.Value) bool { return balanced[k] != nil })
 	return map[string]func() string{
 		"ipvs-dr":         phases(asked(model.ServiceOptions{}), kernel.PhaseVIP),
 		"ipvs-nat":        phases(asked(model.ServiceOptions{Mode: service.NAT, Ports: "81:80/tcp"}), kernel.PhaseVIP),
 		"ipvs-tun":        phases(asked(model.ServiceOptions{Mode: service.TUN, Ports: "81:80/tcp"}), kernel.PhaseTask),
+		"mesh-host":       of(balanced, ""),
+		"mesh-network":    of(balanced, "sluice"),
+		"mesh-ipvs":       of(byIPVS, "sluice"),
+		"mesh-task":       of(balanced, "task"),
 		"node1-netns":     phases(one, kernel.PhaseNetns, kernel.PhaseSysctl),
 		"node1-links":     phases(one, kernel.PhaseBridge, kernel.PhaseVXLAN, kernel.PhaseVeth),
 		"node1-addresses": phases(one, kernel.PhaseAddr),
@@ -226,6 +256,29 @@ func example(edit func(task string, t *model.Task)) [2]model.View {
 		out[self] = v
 	}
 	return out
+}
+
+// enters has the nodes claim what they need to be entries, and node 1 know of a
+// third, which has no task of the network.
+func enters(v model.View) model.View {
+	v.Entries = make(map[model.NetworkID]map[model.NodeID]model.Entry)
+	for id := range v.Networks {
+		v.Entries[id] = make(map[model.NodeID]model.Entry)
+		for i := range 3 {
+			v.Entries[id][nodeID(i)] = model.Entry{
+				Addr: netip.AddrFrom4([4]byte{10, 255, 15, byte(i + 1)}), Number: uint16(i + 1), VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}),
+			}
+		}
+	}
+	for id, e := range v.Endpoints {
+		e.Meshed = true
+		v.Endpoints[id] = e
+	}
+	for id, r := range v.Remotes {
+		r.Meshed = true
+		v.Remotes[id] = r
+	}
+	return v
 }
 
 func nodeID(i int) model.NodeID { return model.NodeID(fmt.Sprintf("node%d", i+1)) }

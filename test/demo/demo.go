@@ -29,7 +29,12 @@ const (
 	// startLimit bounds the wait for tasks and for the first answer; both have
 	// been seen in 1 to 3 s.
 	startLimit = 60 * time.Second
+	// published is a port of every host, which leads to the replicas.
+	published = 81
 )
+
+// outside is the address of a machine that is no Docker host, on the hosts' network.
+var outside = netip.AddrFrom4([4]byte{10, 77, 0, 200})
 
 // demo tells the story from the first host to the last.
 func demo(ctx context.Context, c config, out io.Writer) (err error) {
@@ -83,7 +88,7 @@ func demo(ctx context.Context, c config, out io.Writer) (err error) {
 	if err := deploy(ctx, s, c, cl); err != nil {
 		return err
 	}
-	return ask(ctx, s, c, cl)
+	return ask(ctx, s, c, cl, filepath.Join(filepath.Dir(images), "probe"))
 }
 
 // present checks that the parts of the plugin are there before anything starts.
@@ -146,10 +151,14 @@ func deploy(ctx context.Context, s *story, c config, cl *cluster.Cluster) error 
 	if _, err := s.docker(ctx, h, append(create, "--attachable", network)...); err != nil {
 		return err
 	}
+	on := network
+	if c.driver != overlay {
+		on = fmt.Sprintf("name=%s,driver-opt=sluice.publish=%d:80", network, published)
+	}
 	_, err := s.docker(ctx, h, "service", "create", "--detach", "--no-resolve-image", "--name", service,
 		// Names that say in each answer which replica gave it, and where.
 		"--hostname", service+"-{{.Task.Slot}}-on-{{.Node.Hostname}}",
-		"--replicas", fmt.Sprint(replicas), "--network", network, image.Probe)
+		"--replicas", fmt.Sprint(replicas), "--network", on, image.Probe)
 	if err != nil {
 		return err
 	}
@@ -170,8 +179,9 @@ type caller struct {
 	id   string
 }
 
-// ask lets every container of the network ask the service, and shows the path.
-func ask(ctx context.Context, s *story, c config, cl *cluster.Cluster) error {
+// ask lets every container of the network ask the service, and a machine outside its
+// published port, and shows the path. probe is the images' program for that machine.
+func ask(ctx context.Context, s *story, c config, cl *cluster.Cluster, probe string) error {
 	tasks, err := cl.WaitService(ctx, service, replicas)
 	if err != nil {
 		return err
@@ -215,6 +225,9 @@ func ask(ctx context.Context, s *story, c config, cl *cluster.Cluster) error {
 		v.check(strings.Join(args, " "), err)
 	}
 	if c.driver != overlay {
+		if err := s.mesh(ctx, cl, probe, &v); err != nil {
+			return err
+		}
 		s.inspect(ctx, c, cl, &v)
 		v.check("the path of one request", s.path(ctx, cl, tasks, vip))
 	}
@@ -268,6 +281,35 @@ func (s *story) askOnce(ctx context.Context, from caller, to netip.Addr, balance
 	return err
 }
 
+// mesh lets a machine that is no Docker host ask the published port of each host, and
+// checks that the task has seen it as the client.
+func (s *story) mesh(ctx context.Context, cl *cluster.Cluster, probe string, v *verdicts) error {
+	s.chapter("port %d of every host, asked from %s, which is none of them", published, outside)
+	client, err := cl.Outside(ctx, outside)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for _, h := range cl.Hosts() {
+		at := netip.AddrPortFrom(h.Addr(), published)
+		err := cluster.Wait(ctx, "an answer to "+outside.String(), func(ctx context.Context) error {
+			out, err := client.Exec(ctx, probe, "get", at.String())
+			var r struct{ Reply struct{ Host, Peer string } }
+			if jerr := json.Unmarshal([]byte(out), &r); err != nil || jerr != nil {
+				return errors.Join(err, jerr)
+			}
+			if !strings.HasPrefix(r.Reply.Peer, outside.String()+":") {
+				return fmt.Errorf("the task sees %s", r.Reply.Peer)
+			}
+			s.say("%s %-15s -> %s, which sees %s", h.Name(), at, r.Reply.Host, r.Reply.Peer)
+			return nil
+		})
+		v.check(fmt.Sprintf("%s asks %s", outside, at), err)
+	}
+	return nil
+}
+
 // inspect lets the sluice command say what it knows, on the client's host.
 func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, v *verdicts) {
 	s.chapter("what sluice says about it")
@@ -286,6 +328,7 @@ func (s *story) inspect(ctx context.Context, c config, cl *cluster.Cluster, v *v
 	for _, args := range [][]string{
 		{"status"},
 		{"services"},
+		{"entry", "--port", fmt.Sprint(published)},
 	} {
 		if !strings.Contains(string(help), "\n  "+args[0]+" ") {
 			s.say("(this version has no sluice %s)", args[0])

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/netnstest"
 	"sluice/test/cluster"
 	"sluice/test/image"
 )
@@ -131,6 +132,9 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 	if err := c.Ready(ctx, plugin, filepath.Join(root, "build", "plugin"), 1, "LOG_LEVEL=debug"); err != nil {
 		return c, err
 	}
+	if err := useIngress(ctx, c); err != nil {
+		return c, err
+	}
 	// The engine makes docker_gwbridge with the first network that needs it, and
 	// never removes it: it is no leftover of ours.
 	for _, h := range c.Hosts() {
@@ -141,9 +145,35 @@ func setUp(ctx context.Context) (c *cluster.Cluster, err error) {
 	return c, nil
 }
 
+// useIngress publishes a port by the engines' own mesh for a moment, where the kernel
+// has what that needs: they keep some rules from then on.
+func useIngress(ctx context.Context, c *cluster.Cluster) error {
+	if netnstest.Has(netnstest.IPVS) != nil {
+		return nil
+	}
+	if _, err := c.Host(1).Docker(ctx, "service", "create", "-d", "--no-resolve-image", "--name", "first", "--publish", "8099:80", image.Probe); err != nil {
+		return err
+	}
+	if _, err := c.WaitService(ctx, "first", 1); err != nil {
+		return err
+	}
+	if _, err := c.Host(1).Docker(ctx, "service", "rm", "first"); err != nil {
+		return err
+	}
+	return cluster.Wait(ctx, "the engines let go of the port", func(ctx context.Context) error {
+		for _, h := range c.Hosts() {
+			if out, err := h.ExecNet(ctx, "iptables-save"); err != nil || strings.Contains(out, "8099") {
+				return fmt.Errorf("%s: %v\n%s", h.Name(), err, out)
+			}
+		}
+		return nil
+	})
+}
+
 // verifyNothingLeft compares every host with how it was before the first test.
 func verifyNothingLeft(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	// A network that an engine has forgotten with its power is removed after a minute.
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	return cluster.Wait(ctx, "all hosts look as they did before the tests", func(ctx context.Context) error {
 		for _, h := range lab.Hosts() {

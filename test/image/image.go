@@ -30,8 +30,9 @@ const probePackage = "sluice/test/image/probe"
 // busyboxPaths are where Debian's busybox-static and busybox put the program.
 var busyboxPaths = []string{"/bin/busybox", "/usr/bin/busybox"}
 
-// Build writes the archive into dir and returns its path. It needs the go
-// command, a working directory inside this module, and busybox-static.
+// Build writes the archive into dir and returns its path, and leaves the program
+// probe of the images beside it, for hosts. It needs the go command, a working
+// directory inside this module, and busybox-static.
 func Build(ctx context.Context, dir string) (string, error) {
 	probe, err := buildProbe(ctx, dir)
 	if err != nil {
@@ -60,8 +61,7 @@ func buildProbe(ctx context.Context, dir string) ([]byte, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("go build %s: %w: %s", probePackage, err, bytes.TrimSpace(out))
 	}
-	text, err := os.ReadFile(path)
-	return text, errors.Join(err, os.Remove(path))
+	return os.ReadFile(path)
 }
 
 // readBusybox returns a busybox that runs without libraries.

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"sluice/test/cluster"
+)
+
+// holding is a connection that is kept open.
+type holding struct {
+	entry *cluster.Host
+	end   chan error
+}
+
+// hold opens a connection to a port of a node and keeps it, with a line every 100 ms.
+// The result says how it ended, after the time given or when it broke.
+func hold(t *testing.T, c *cluster.Client, h *cluster.Host, port int, span string) holding {
+	x := holding{h, make(chan error, 1)}
+	ctx := within(t)
+	go func() {
+		out, err := c.Exec(ctx, probe(), "hold", "--for", span, "--gap", "3s", netip.AddrPortFrom(h.Addr(), uint16(port)).String())
+		if err != nil {
+			err = fmt.Errorf("connection by %s: %w: %s", h.Name(), err, out)
+		}
+		x.end <- err
+	}()
+	return x
+}
+
+// asked is what becomes of requests by all nodes that are made until it is ended.
+type asked struct {
+	stop func()
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	sums map[string]summary
+}
+
+// keepAsking makes requests from a client by nodes, all the time, until end is called.
+func keepAsking(t *testing.T, c *cluster.Client, port int, args ...string) *asked {
+	t.Helper()
+	ctx, cancel := context.WithCancel(within(t))
+	a := &asked{stop: cancel, sums: make(map[string]summary)}
+	for _, h := range lab.Hosts() {
+		a.wg.Go(func() {
+			for ctx.Err() == nil {
+				// Each run ends by itself: one that is killed would not say what it saw.
+				full := append([]string{probe(), "get", "--summary", "--for", "1s", "--every", "10ms"}, args...)
+				out, err := c.Exec(within(t), append(full, netip.AddrPortFrom(h.Addr(), uint16(port)).String())...)
+				var s summary
+				if jerr := json.Unmarshal([]byte(out), &s); jerr != nil {
+					t.Errorf("by %s: %v, %v", h.Name(), jerr, err)
+					return
+				}
+				a.mu.Lock()
+				sum := a.sums[h.Name()]
+				sum.OK, sum.Failed = sum.OK+s.OK, sum.Failed+s.Failed
+				if sum.Errors == nil {
+					sum.Errors = make(map[string]int)
+				}
+				for text, n := range s.Errors {
+					sum.Errors[text] += n
+				}
+				a.sums[h.Name()] = sum
+				a.mu.Unlock()
+			}
+		})
+	}
+	return a
+}
+
+// end stops the requests and demands that none has failed.
+func (a *asked) end(t *testing.T, during string) {
+	t.Helper()
+	a.stop()
+	a.wg.Wait()
+	for h, s := range a.sums {
+		t.Logf("%s, by %s: %d requests", during, h, s.OK)
+		if s.Failed > 0 || s.OK < enough {
+			t.Errorf("%s, by %s: %+v", during, h, s)
+		}
+	}
+}
+
+// TestMeshStaysWhileTheRestChanges: open connections and new requests, by all nodes,
+// while the service grows, tasks are replaced, plugins are killed and rules deleted.
+func TestMeshStaysWhileTheRestChanges(t *testing.T) {
+	network(t, "web")
+	boot(t)
+	c := clients(t)[1]
+	service(t, "s1", publish("web", "publish=81:80"), 3, "--update-order", "start-first",
+		"--health-cmd", "/probe health", "--health-interval", "1s", "--stop-grace-period", "20s")
+	spreads(t, c, 81, 6, 3)
+
+	t.Run("the service grows and plugins are killed", func(t *testing.T) {
+		var held []holding
+		for _, h := range lab.Hosts() {
+			held = append(held, hold(t, c, h, 81, "15s"))
+		}
+		all := keepAsking(t, c, 81)
+		docker(t, 1, "service", "scale", "-d", "s1=5")
+		running(t, "s1", 5)
+		for _, h := range lab.Hosts() {
+			if _, err := h.Exec(within(t), "kill", "-9", pluginPID(t, h)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		spreads(t, c, 81, 10, 5)
+		for _, x := range held {
+			if err := <-x.end; err != nil {
+				t.Error(err)
+			}
+		}
+		all.end(t, "while the service grew and plugins were killed")
+	})
+	t.Run("tasks are replaced", func(t *testing.T) {
+		all := keepAsking(t, c, 81)
+		docker(t, 1, "service", "update", "--no-resolve-image", "-q", "--force", "s1")
+		running(t, "s1", 5)
+		all.end(t, "while tasks were replaced")
+	})
+	t.Run("rules are deleted", func(t *testing.T) {
+		h := lab.Host(2)
+		for name, damage := range map[string]string{
+			"table deleted":  "nft delete table ip sluice-mesh",
+			"chain flushed":  "iptables -F DOCKER-USER && iptables -A DOCKER-USER -j RETURN",
+			"chain gone":     "iptables -F DOCKER-USER; iptables -F SLUICE-MESH; iptables -X SLUICE-MESH; iptables -A DOCKER-USER -j RETURN",
+			"pair deleted":   "ip link del $(ip -br link | grep -o '^slm[^@]*')",
+			"routes flushed": "ip route flush dev $(ip -br link | grep -o '^slm[^@]*')",
+		} {
+			if _, err := h.ExecNet(within(t), "sh", "-c", damage); err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			noDiff(t, 2)
+			sees(t, c, h, 81, false, "", is(c.Addr()))
+			sees(t, onHost{h}, h, 81, false, "", anyone)
+		}
+	})
+}
+
+// TestMeshLosesANode: connections by and to the others stay, new ones go to what is
+// left, and the node serves again when it is back.
+func TestMeshLosesANode(t *testing.T) {
+	network(t, "web")
+	boot(t)
+	c := clients(t)[0]
+	service(t, "here", publish("web", "publish=81:80"), 1, "--constraint", "node.hostname==e2")
+	service(t, "all", publish("web", "publish=82:80"), 3)
+	spreads(t, c, 82, 6, 3)
+	var held []holding
+	for _, h := range lab.Hosts()[:2] {
+		held = append(held, hold(t, c, h, 81, "20s"))
+	}
+	lost := lab.Host(3)
+	sees(t, c, lost, 81, false, "", is(c.Addr()))
+	if err := lost.PowerOff(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range held {
+		if err := <-x.end; err != nil {
+			t.Error(err)
+		}
+	}
+	// The swarm gives the lost task to another node when it takes the node for lost.
+	for _, h := range lab.Hosts()[:2] {
+		err := cluster.Wait(within(t), "requests by "+h.Name()+" find tasks that are there", func(ctx context.Context) error {
+			out, _ := c.Exec(ctx, probe(), "get", "--summary", "-n", "12", netip.AddrPortFrom(h.Addr(), 82).String())
+			var s summary
+			if err := json.Unmarshal([]byte(out), &s); err != nil {
+				return err
+			}
+			if s.Failed > 0 || len(s.Hosts) < 2 {
+				return fmt.Errorf("%+v", s)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := lost.PowerOn(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	sees(t, c, lost, 81, false, "", is(c.Addr()))
+	spreads(t, c, 82, 6, 3)
+	for i := range 3 {
+		noDiff(t, i+1)
+	}
+}
