@@ -43,7 +43,8 @@ func (s *Server) Healthy() error {
 	if v.Drained {
 		return errDrained
 	}
-	if s.cfg.Scope == "global" && e.SwarmValid && e.Active {
+	// An engine that does not answer is no reason by itself: the data path goes on.
+	if s.cfg.Scope == "global" && (e.Active || !e.SwarmValid) {
 		running, state := s.cfg.Gossip()
 		for _, p := range contact(v, e, running, state) {
 			return errors.New(p.What)

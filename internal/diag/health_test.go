@@ -34,6 +34,10 @@ func TestWhetherANodeIsFine(t *testing.T) {
 		{"gossip does not run", func(w *world) { w.up, w.gossip = false, "not running: port taken" }, "port taken"},
 		{"gossip is not needed", func(w *world) { w.up, w.view.Networks = false, nil }, ""},
 		{"in no swarm", func(w *world) { w.up, w.engine.Active = false, false }, ""},
+		{"the engine does not answer any more", func(w *world) { w.engine.SwarmValid = false }, ""},
+		{"the engine has not answered yet", func(w *world) {
+			w.engine, w.view = model.EngineSnapshot{}, model.View{}
+		}, "data-path address is not known yet"},
 		{"no address", func(w *world) { w.view.Self.VTEP = netip.Addr{} }, "data-path address"},
 		{"the kernel was never read", func(w *world) { w.stats.LastDump = time.Time{} }, "not been read yet"},
 		{"the kernel was read a while ago", func(w *world) { w.stats.LastDump = time.Now().Add(-29 * time.Second) }, ""},

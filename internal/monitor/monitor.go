@@ -49,6 +49,9 @@ const (
 	// maxConns bounds connections. Each takes some 20 KB, and the plugin as a whole
 	// shall stay below 64 MiB; a node has few balancers and collectors.
 	maxConns = 64
+	// scrapedFor is how long an answer to collectors is used again: each is a look at
+	// everything, tens of milliseconds on a large node, and anybody may ask.
+	scrapedFor = time.Second
 	// endTime is for the answers under way when the process ends, of the 10 s that the
 	// engine gives it for everything.
 	endTime = time.Second
@@ -62,8 +65,11 @@ type Monitor struct {
 	mu  sync.Mutex
 	err error // why it does not listen; nil: it does, or has not begun
 
-	// scraping makes one answer to a collector at a time: each is a look at everything.
+	// scraping guards what follows. Rank: what Node locks is locked under it.
 	scraping sync.Mutex
+	scraped  time.Time // when text was made
+	stopping bool      // as text has it
+	text     string
 }
 
 // New makes a Monitor; Run starts it.
@@ -72,9 +78,18 @@ func New(cfg Config) *Monitor {
 	// turned back.
 	metrics.ExposeMetadata(true)
 	if cfg.Listen == nil {
-		cfg.Listen = func() (net.Listener, error) { return net.Listen("tcp", cfg.Addr.String()) }
+		cfg.Listen = func() (net.Listener, error) { return net.Listen(network(cfg.Addr), cfg.Addr.String()) }
 	}
 	return &Monitor{cfg: cfg}
+}
+
+// network is the network of an address, by its name in package net: there, 0.0.0.0 of
+// "tcp" is all addresses of IPv6, too.
+func network(a netip.AddrPort) string {
+	if a.Addr().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 // State says why nobody is answered; nil if they are, or will be in a moment.
@@ -158,11 +173,8 @@ func (m *Monitor) handler(ctx context.Context) http.Handler {
 		m.write(w, text+"\n")
 	})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		m.scraping.Lock()
-		text := text(m.cfg.Node.Status(), m.cfg.Node.Services(), ctx.Err() != nil)
-		m.scraping.Unlock()
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		m.write(w, text)
+		m.write(w, m.scrape(ctx.Err() != nil))
 	})
 	return &mux
 }
@@ -171,6 +183,16 @@ func (m *Monitor) write(w http.ResponseWriter, text string) {
 	if _, err := w.Write([]byte(text)); err != nil {
 		m.cfg.Log.Debug("answer not delivered", "err", err)
 	}
+}
+
+// scrape is the answer to a collector.
+func (m *Monitor) scrape(stopping bool) string {
+	m.scraping.Lock()
+	defer m.scraping.Unlock()
+	if now := time.Now(); m.text == "" || m.stopping != stopping || now.Sub(m.scraped) >= scrapedFor {
+		m.text, m.scraped, m.stopping = text(m.cfg.Node.Status(), m.cfg.Node.Services(), stopping), now, stopping
+	}
+	return m.text
 }
 
 // health is the answer to a health check and its HTTP status. query is like

@@ -176,6 +176,31 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestManyCollectorsAreOneLook: an answer is used again for a second, but not beyond
+// the signal to end.
+func TestManyCollectorsAreOneLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := busy()
+		n.status.Published.Drained = false
+		ctx, stop := context.WithCancel(t.Context())
+		h := New(Config{Node: n, Log: slog.New(slog.DiscardHandler)}).handler(ctx)
+		says := func(line string) {
+			t.Helper()
+			if got := get(t, h, http.MethodGet, "/metrics").Body.String(); !strings.Contains(got, "\n"+line+"\n") {
+				t.Errorf("no %q in\n%s", line, got)
+			}
+		}
+		says("sluice_loop_rounds_total 40")
+		n.status.Loop.Rounds = 41
+		says("sluice_loop_rounds_total 40")
+		time.Sleep(scrapedFor)
+		says("sluice_loop_rounds_total 41")
+		says("sluice_draining 0")
+		stop()
+		says("sluice_draining 1")
+	})
+}
+
 // memory is a listener without a network.
 type memory struct {
 	conns chan net.Conn
@@ -265,6 +290,51 @@ func TestThePortIsTriedAgainAndAnswersToTheEnd(t *testing.T) {
 			t.Errorf("after the end: %d", status)
 		}
 	})
+}
+
+// TestTheAddressIsTheOneAskedFor: 0.0.0.0 is not all addresses of IPv6, and the port
+// answers over a real connection.
+func TestTheAddressIsTheOneAskedFor(t *testing.T) {
+	if got := network(netip.MustParseAddrPort("0.0.0.0:9247")); got != "tcp4" {
+		t.Error(got)
+	}
+	if got := network(netip.MustParseAddrPort("[::]:9247")); got != "tcp" {
+		t.Error(got)
+	}
+	l, err := net.Listen(network(netip.MustParseAddrPort("127.0.0.1:0")), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New(Config{Node: new(node), Log: slog.New(slog.DiscardHandler), Listen: func() (net.Listener, error) { return l, nil }})
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() { m.Run(t.Context(), end); close(ended) }()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for path, want := range map[string]string{"/healthz?port=81": "ok: port 81/tcp", "/metrics": "sluice_draining 0"} {
+		resp, err := c.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %d %v %s", path, resp.StatusCode, err, b)
+		}
+	}
+	// A long head is refused before it is read to its end.
+	req, err := http.NewRequest(http.MethodGet, "http://"+l.Addr().String()+"/healthz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Long", strings.Repeat("x", 64<<10))
+	if resp, err := c.Do(req); err == nil {
+		if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("a head of 64 KiB: %d", resp.StatusCode)
+		}
+		if err := resp.Body.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(end)
+	<-ended
 }
 
 // TestSilentClientsAreCutOff, and leave room for the next.
