@@ -25,13 +25,18 @@ import (
 type node struct {
 	ops     []kernel.Op
 	unready bool // the service's task is
+
+	publishes model.Published // the service
 }
 
 func (n node) View() model.View {
 	vip := netip.MustParseAddr("10.255.0.2")
 	return model.View{
 		Networks: map[model.NetworkID]model.Network{"netid": {ID: "netid", Name: "net", Subnet: netip.MustParsePrefix("10.255.0.0/20"), Gateway: netip.MustParseAddr("10.255.0.1")}},
-		Services: map[model.ServiceID]model.Service{"shopid": {ID: "shopid", Name: "shop", VIPs: map[model.NetworkID]netip.Addr{"netid": vip}}},
+		Services: map[model.ServiceID]model.Service{"shopid": {
+			ID: "shopid", Name: "shop", VIPs: map[model.NetworkID]netip.Addr{"netid": vip},
+			Options: map[model.NetworkID]model.ServiceOptions{"netid": {Published: n.publishes}},
+		}},
 		Remotes: map[model.EndpointID]model.Remote{"taskid": {
 			ID: "taskid", Network: "netid", Node: "other", VTEP: netip.MustParseAddr("192.0.2.2"), Addr: netip.MustParseAddr("10.255.0.3"),
 			Task: model.Task{ID: "shop.1", Service: "shopid", VIP: vip, Ready: !n.unready}, Prepared: vip,
@@ -127,6 +132,28 @@ func TestEveryVerb(t *testing.T) {
 		says := func(word string) bool { return strings.Contains(out, word) }
 		if status != exitProblems || errs != "" || !says("+ netns x") && !says("make room") && !says("none is ready") {
 			t.Errorf("%q: %d, want 1\n%s%s", args, status, out, errs)
+		}
+	}
+}
+
+// TestAPublishedPortIsLookedAtByItsNumber, here one that this node has no claim for.
+func TestAPublishedPortIsLookedAtByItsNumber(t *testing.T) {
+	dir := t.TempDir()
+	plugin(t, dir, "sluice", node{publishes: "80-90:8080-8090/tcp;53/udp"})
+	for _, c := range []struct {
+		args  []string
+		want  int
+		words string
+	}{
+		{[]string{"entry"}, exitProblems, "80-90/tcp  all"},
+		{[]string{"entry", "--port", "81"}, exitProblems, "81/tcp of all addresses, to port 8081 of a task"},
+		{[]string{"--port=81/tcp", "entry"}, exitProblems, "waits: this node has no address in the network yet"},
+		{[]string{"entry", "--port", "53/udp", "--json"}, exitProblems, `"asked": "53/udp"`},
+		{[]string{"entry", "--port", "53/tcp"}, exitNoAnswer, "there is: 53/udp, 80-90/tcp"},
+		{[]string{"services"}, exitProblems, "53/udp     all"},
+	} {
+		if status, out, errs := sluice(t, dir, c.args...); status != c.want || !strings.Contains(out+errs, c.words) {
+			t.Errorf("%q: %d, want %d and %q\n%s%s", c.args, status, c.want, c.words, out, errs)
 		}
 	}
 }

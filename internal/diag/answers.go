@@ -40,6 +40,7 @@ type Status struct {
 	Kernel []KernelAbility `json:"kernel"`
 
 	Networks  int `json:"networks"`
+	Transit   int `json:"transitNetworks"` // of these: here for published ports only
 	Endpoints int `json:"endpoints"`
 	Services  int `json:"services"`
 
@@ -138,7 +139,11 @@ func (s Status) Text() string {
 			row("kernel lacks", "%s: %s (%s)", k.Name, k.Use, k.Lacks)
 		}
 	}
-	row("serving", "%d networks, %d endpoints here, %d services", s.Networks, s.Endpoints, s.Services)
+	transit := ""
+	if s.Transit > 0 {
+		transit = fmt.Sprintf(" (%d for published ports only)", s.Transit)
+	}
+	row("serving", "%d networks%s, %d endpoints here, %d services", s.Networks, transit, s.Endpoints, s.Services)
 	if p := s.Published; p != (Published{}) {
 		row("published", "%s", p.text())
 	}

@@ -321,6 +321,10 @@ func TestNetworksOfPublishedPorts(t *testing.T) {
 	if len(a.Networks) != 1 || a.Networks[0].State != "transit" || a.Networks[0].Entry != "10.255.15.1" || a.Networks[0].Number != 1 || !strings.Contains(a.Text(), "10.255.15.1 number 1") {
 		t.Errorf("%+v\n%s", a.Networks, a.Text())
 	}
+	var st diag.Status
+	if w.ask(t, diag.PathStatus, &st); st.Transit != 1 || !strings.Contains(st.Text(), "1 networks (1 for published ports only)") {
+		t.Errorf("%s", st.Text())
+	}
 	w.full = map[model.NetworkID]error{web: errors.New("its subnet is small")}
 	if w.ask(t, diag.PathNetworks, &a); len(a.Problems) != 1 || !strings.Contains(a.Problems[0].What, "network web are not served by this node: its subnet") {
 		t.Errorf("%+v", a.Problems)

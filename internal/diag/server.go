@@ -158,6 +158,11 @@ func (s *Server) Status() Status {
 		Services: len(service.Virtuals(v)), Memory: s.cfg.Memory(),
 		Loop: loopState(stats), Calls: append([]Call{}, s.cfg.Calls()...), Kernel: []KernelAbility{}, Problems: []Problem{},
 	}
+	for _, n := range v.Networks {
+		if n.Transit {
+			out.Transit++
+		}
+	}
 	for _, a := range s.cfg.Abilities() {
 		k := KernelAbility{Name: a.Name, Use: a.Use}
 		if a.Err != nil {
