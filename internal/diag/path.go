@@ -182,15 +182,11 @@ func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Vir
 
 	// In.
 	out = append(out, Hop{At: host, Does: "a socket holds " + hp.String() + ", and gets nothing", Kernel: d.claim(hp)})
-	set := "published"
-	if p.Addr.IsValid() {
-		set = "bound"
-	}
 	does := "translates it to nothing yet"
 	if alias, to, planned := leadsTo(want, p, port); planned {
 		does = fmt.Sprintf("%s becomes %s port %d", hp, alias, to)
 	}
-	add("host, table ip sluice-mesh, map "+set, does, kernel.MeshTable{}, rule(p, port))
+	add("host, table ip sluice-mesh, "+elementOf(rule(p, port)), does, kernel.MeshTable{}, rule(p, port))
 	route, _ := want[kernel.Route{Dev: end, Prefix: block}].(kernel.RouteSpec)
 	add(host, fmt.Sprintf("routes %s by %s to %s", block, end, route.Via), kernel.Route{Dev: end, Prefix: block}, kernel.Neigh{Dev: end, IP: n.Gateway})
 	add("host, chain SLUICE-MESH", "lets through what goes by "+overlay.MeshPrefix+"…, whatever the policy of FORWARD", kernel.Forward{})

@@ -203,6 +203,14 @@ func rule(run ingress.Port, port uint16) kernel.Key {
 	return kernel.MeshPort{Bind: run.Addr, Proto: run.Proto, Port: port}
 }
 
+// elementOf is where table ip sluice-mesh has such an object.
+func elementOf(k kernel.Key) string {
+	if p, ok := k.(kernel.MeshPort); ok && p.Bind.IsValid() {
+		return "map bound"
+	}
+	return "map published"
+}
+
 // leadsTo is what a state of the kernel translates such a port to.
 func leadsTo(s kernel.State, run ingress.Port, port uint16) (alias netip.Addr, to uint16, there bool) {
 	spec, there := s[rule(run, port)].(kernel.MeshPortSpec)
