@@ -160,11 +160,17 @@ func (l *lead) services(v model.View, want kernel.State) {
 	}
 }
 
-// port adds a range of ports that this node has: one element of a map for each.
+// port adds a range of ports that this node has: one object for all, where tasks have
+// them under the same numbers and all addresses of the node lead to them, and one for
+// each elsewhere. Neither rules nor elements can do more (kernel.MeshRange).
 func (l *lead) port(p Port, want kernel.State) {
 	alias, ok := l.aliases[p.Service]
 	if !ok {
 		return // more services than a block has addresses
+	}
+	if p.Lo < p.Hi && p.To == p.Lo && !p.Addr.IsValid() {
+		want[kernel.MeshRange{Proto: p.Proto, Lo: p.Lo, Hi: p.Hi}] = kernel.MeshRangeSpec{Alias: alias}
+		return
 	}
 	for i := range int(p.Hi-p.Lo) + 1 {
 		n := uint16(i)
