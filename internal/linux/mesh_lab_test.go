@@ -76,7 +76,8 @@ const (
 	// Published ports, and what they lead to.
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
 	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
-	secondPort                              = 90
+	secondPort, boundPort                   = 90, 91
+	rangeLo, rangeHi                        = 8000, 8999 // of TCP and UDP, kept as they are
 )
 
 var (
@@ -95,6 +96,9 @@ func (h *meshHost) alias(k byte) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
+// bound is another address of host 1 than that on the LAN.
+func bound() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, 1}) }
+
 // meshService is a service of the lab, at 10.255.0.<vip>.
 type meshService struct {
 	name    string
@@ -102,6 +106,10 @@ type meshService struct {
 	options model.ServiceOptions
 	empty   bool // nobody serves it
 }
+
+// rangePorts are the ports near the ends of the range and one in it; those outside of
+// it have a server too.
+func rangePorts() []int { return []int{rangeLo - 1, rangeLo, 8500, rangeHi, rangeHi + 1} }
 
 // meshServices are those of the lab. One task is of several, unlike in a swarm, so
 // each is planned by itself; the last one's tasks have all that any asks for.
@@ -111,6 +119,8 @@ func meshServices() []meshService {
 		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
 		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
 		{name: "dnsrr", options: model.ServiceOptions{Published: "89:80/tcp;89:80/udp"}},
+		{name: "bound", vip: 104, options: model.ServiceOptions{Published: "91:80/tcp;91:80/udp", Bind: "192.0.2.1;203.0.113.1"}},
+		{name: "range", vip: 105, options: model.ServiceOptions{Published: "8000-8999/tcp;8000-8999/udp"}},
 		{name: "kept", vip: 100, options: model.ServiceOptions{
 			Published: "81:80/tcp;81:80/udp;82:1053/tcp;82:1053/udp;83:9/tcp;83:9/udp;84:9000/tcp;84:9000/udp",
 		}},
@@ -298,6 +308,11 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 	}
 	for i, name := range []string{"a", "b"} {
 		at := []string{"0.0.0.0:80", taskAddr(i+1).String() + ":1053", "0.0.0.0:9000"}
+		for _, port := range rangePorts() {
+			if port != 9000 {
+				at = append(at, fmt.Sprintf("0.0.0.0:%d", port))
+			}
+		}
 		if l.two {
 			at = append(at, secondAddr(i+1).String()+":1054")
 		}
@@ -354,7 +369,8 @@ func (h *meshHost) lead(t *testing.T, want kernel.State) {
 // said is who answered, and as whom it saw the client.
 type said struct{ server, client string }
 
-// serveMesh starts the servers of a task; one at port 9000 sends a megabyte.
+// serveMesh starts the servers of a task; one at port 9000 sends a megabyte. Answers of
+// UDP are as long as the question at least.
 func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -391,15 +407,34 @@ func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
 			wg.Go(func() {
 				buf := make([]byte, 1<<16)
 				for {
-					_, from, err := pc.ReadFrom(buf)
+					n, from, err := pc.ReadFrom(buf)
 					if err != nil {
 						return
 					}
-					pc.WriteTo(fmt.Appendf(nil, "%s %s", name, from), from)
+					pc.WriteTo(fmt.Appendf(nil, "%-*s", n, name+" "+from.String()), from)
 				}
 			})
 			return nil
 		})
+	}
+}
+
+// short asks with little patience: what is let in answers within milliseconds.
+func short(ask asker, from *netnstest.NS, local, to string) (said, error) {
+	type answer struct {
+		said
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		a, err := ask(from, local, to)
+		got <- answer{a, err}
+	}()
+	select {
+	case a := <-got:
+		return a.said, a.err
+	case <-time.After(300 * time.Millisecond):
+		return said{}, context.DeadlineExceeded
 	}
 }
 

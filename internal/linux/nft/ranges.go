@@ -14,11 +14,11 @@ import (
 )
 
 // A range of ports is one element of a map of intervals. The kernel keeps those in
-// a tree, and a tree does not answer rightly while it is changed: a lookup may stop
-// at an element that is not yet there, or not any more, and miss the one beside it
-// (nft_rbtree_lookup of every kernel that this was tried on). Connections to ports
-// that stay would be refused in that moment. So each protocol has two maps, of which
-// one is empty, and a change makes them change places:
+// a tree, and need not find in it what stays while it is changed: a lookup goes to
+// the nearest element, be it of the rules that are, that were or that will be, and
+// only then asks which it is (net/netfilter/nft_set_rbtree.c of Linux 5.4 to 6.2 at
+// least). A connection to a port that stays would be refused in that moment. So each
+// protocol has two maps, of which one is empty, and a change makes them change places:
 //
 //	tcp-ranges    8000-8999          8000-8999          -
 //	tcp-ranges-2  -            ─1─▶  8000-8499    ─2─▶  8000-8499
@@ -29,8 +29,8 @@ import (
 // The maps have no protocol in their keys, because intervals of concatenations need
 // Linux 5.6; nor an address, so that a range at one address (MeshPort.Bind) is as many
 // elements as ports. So is a range that tasks have under other numbers: a rule cannot
-// add to a port. (nft_nat knows NF_NAT_RANGE_PROTO_OFFSET only as a flag: there is no
-// attribute for the base that it is relative to, as xt_DNAT has from Linux 4.18.)
+// add to a port. (net/netfilter/nft_nat.c passes on the flag NF_NAT_RANGE_PROTO_OFFSET,
+// but has no attribute for the base that the offset is counted from, as xt_DNAT has.)
 
 // rangeProtos are the protocols that have maps of ranges.
 func rangeProtos() []model.Proto { return []model.Proto{model.TCP, model.UDP, model.SCTP} }
