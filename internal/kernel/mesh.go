@@ -134,6 +134,9 @@ type TaskRouteSpec struct {
 	// (rp_filter 2). Found where it is not wanted, it is no difference: a kernel may
 	// give it to every device.
 	Loose bool
+	// Last has UDP leave by that device too which the task has no other way for:
+	// servers that are bound to no address answer so where all networks are internal.
+	Last bool
 }
 
 // TaskMeshSpec is the value of TaskMesh.
@@ -225,6 +228,9 @@ func (v TaskRouteSpec) String() string {
 	s := fmt.Sprintf("subnet %s via %s", v.Subnet, v.Gateway)
 	if v.Loose {
 		s += " loose"
+	}
+	if v.Last {
+		s += " last"
 	}
 	return s
 }

@@ -38,6 +38,8 @@ type meshLab struct {
 	ipvs        bool        // which balances, not nftables
 	mode        string      // of the network
 	two         bool        // tasks are on a second network
+	internal    bool        // the network is internal: tasks have no other way out
+	legacy      bool        // the engine uses iptables-legacy
 }
 
 // onBoth runs a test with either balancer.
@@ -163,7 +165,7 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 	v := model.View{
 		Self: model.Self{Node: node(h), VTEP: h.addr, VXLANPort: 4799},
 		Networks: map[model.NetworkID]model.Network{meshNetwork: {
-			ID: meshNetwork, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
+			ID: meshNetwork, Internal: l.internal, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
 			Options: model.NetworkOptions{Datapath: "auto", Mode: l.mode, Scheduler: "rr"},
 		}},
 		Endpoints: map[model.EndpointID]model.Endpoint{},
@@ -272,10 +274,14 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 		run(t, h.w.host, "ip link add docker_gwbridge type bridge")
 		run(t, h.w.host, "ip addr add 172.18.0.1/16 dev docker_gwbridge")
 		run(t, h.w.host, "ip link set docker_gwbridge up")
-		run(t, h.w.host, "iptables -P FORWARD DROP")
-		run(t, h.w.host, "iptables -N DOCKER-USER")
-		run(t, h.w.host, "iptables -A DOCKER-USER -j RETURN")
-		run(t, h.w.host, "iptables -A FORWARD -j DOCKER-USER")
+		iptables := "iptables"
+		if l.legacy {
+			iptables += "-legacy"
+		}
+		run(t, h.w.host, "%s -P FORWARD DROP", iptables)
+		run(t, h.w.host, "%s -N DOCKER-USER", iptables)
+		run(t, h.w.host, "%s -A DOCKER-USER -j RETURN", iptables)
+		run(t, h.w.host, "%s -A FORWARD -j DOCKER-USER", iptables)
 		if n < 3 {
 			h.task = netnstest.New(t)
 			strict(h.task)
@@ -294,6 +300,8 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 				run(t, h.task, "ip link set %s name eth2 up", secondTaskEnd)
 				run(t, h.task, "ip addr add %s/20 dev eth2", secondAddr(h.n))
 			}
+		}
+		if h.task != nil && !l.internal {
 			run(t, h.w.host, "ip link add gw1 type veth peer name eth1 netns %s", h.task.Path())
 			run(t, h.w.host, "ip link set gw1 master docker_gwbridge up")
 			run(t, h.task, "ip addr add %s/16 dev eth1", gwbridge)
@@ -318,26 +326,31 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 		}
 		serveMesh(t, l.hosts[i].task, name, at)
 	}
-	// The kernel tells a bridge of a port's carrier from a work queue: first packets
-	// may come too early.
 	for _, h := range l.hosts {
-		for late := time.Now().Add(10 * time.Second); ; {
-			got := map[string]bool{}
-			for range 2 {
-				a, err := askTCP(l.client, "", h.at(keepPort))
-				if err == nil {
-					got[a.server] = true
-				}
-			}
-			if len(got) == 2 {
-				break
-			}
-			if time.Now().After(late) {
-				t.Fatalf("host %d does not lead to both tasks: %v", h.n, got)
-			}
-		}
+		l.ready(t, h)
 	}
 	return l
+}
+
+// ready waits until a host leads to both tasks: the kernel tells a bridge of a port's
+// carrier from a work queue, and first packets may come too early.
+func (l *meshLab) ready(t *testing.T, h *meshHost) {
+	t.Helper()
+	for late := time.Now().Add(10 * time.Second); ; {
+		got := map[string]bool{}
+		for range 2 {
+			a, err := askTCP(l.client, "", h.at(keepPort))
+			if err == nil {
+				got[a.server] = true
+			}
+		}
+		if len(got) == 2 {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatalf("host %d does not lead to both tasks: %v", h.n, got)
+		}
+	}
 }
 
 func (h *meshHost) at(port int) string { return fmt.Sprintf("%s:%d", h.addr, port) }

@@ -215,7 +215,7 @@ func tasks(v model.View, want kernel.State) {
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
 		if o.Source == model.Keep {
-			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose}
+			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 		}
 	}
 }

@@ -249,6 +249,14 @@ var cases = []struct {
 		w.here("e2", web, net2, webVIP, "10.255.0.3", same)
 		w.here("e3", web, net2, webVIP, "10.255.0.4", same) // as good as none
 	}},
+	// The task has no other way out: what a server sends that is bound to no address.
+	{"an-internal-network", func(w *world) {
+		n := w.Networks[net1]
+		n.Internal = true
+		w.Networks[net1] = n
+		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "53/udp"})
+		w.here("e1", web, net1, webVIP, "10.255.0.3")
+	}},
 	{"no-manager-has-told", func(w *world) {
 		w.here("e1", web, net1, webVIP, "10.255.0.3", func(e *model.Endpoint) { e.Options.Published = "80/tcp" })
 	}},

@@ -83,6 +83,7 @@ func meshChanges(path string) []changeCase {
 		put(kernel.BackTable{NS: netA}, kernel.BackTableSpec{Router: other, Pool: meshPool, Bits: 24}),
 		put(kernel.Back{NS: netA, Block: otherBlock}, kernel.BackSpec{MAC: other}),
 		put(kernel.TaskRoute{Sandbox: path, Addr: member}, kernel.TaskRouteSpec{Subnet: subnet, Gateway: remote, Loose: true}),
+		put(kernel.TaskRoute{Sandbox: path, Addr: member}, kernel.TaskRouteSpec{Subnet: subnet, Gateway: gateway, Loose: true, Last: true}),
 		put(kernel.TaskMesh{Sandbox: path, Addr: member}, kernel.TaskMeshSpec{Pool: meshPool, MAC: other, Subnet: subnet}),
 		put(kernel.TaskMesh{Sandbox: path, Addr: remote}, kernel.TaskMeshSpec{Pool: meshPool, MAC: other, Subnet: subnet}),
 		put(kernel.MeshTable{}, kernel.MeshTableSpec{Devices: "slx"}),
