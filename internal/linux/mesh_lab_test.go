@@ -51,13 +51,24 @@ func onBoth(t *testing.T, test func(t *testing.T, l *meshLab)) {
 // onBothIn is onBoth in a network of another mode, which is none of the mesh's business.
 func onBothIn(t *testing.T, mode string, test func(t *testing.T, l *meshLab)) {
 	t.Helper()
-	t.Run("nft", func(t *testing.T) { test(t, newMeshLab(t, false, mode)) })
+	onBothAs(t, meshLab{mode: mode}, test)
+}
+
+// onBothAs is onBoth in a lab that is as given.
+func onBothAs(t *testing.T, as meshLab, test func(t *testing.T, l *meshLab)) {
+	t.Helper()
+	t.Run("nft", func(t *testing.T) {
+		l := as
+		test(t, l.start(t))
+	})
 	t.Run("ipvs", func(t *testing.T) {
 		netnstest.Need(t, netnstest.IPVS)
-		if mode == "tun" {
+		if as.mode == "tun" {
 			netnstest.Need(t, netnstest.IPIP)
 		}
-		test(t, newMeshLab(t, true, mode))
+		l := as
+		l.ipvs = true
+		test(t, l.start(t))
 	})
 }
 
@@ -213,7 +224,7 @@ func (l *meshLab) second(h *meshHost, v model.View, p model.Phase) {
 	n.ID, n.VNI, n.Subnet, n.Gateway = secondNetwork, 5001, netip.MustParsePrefix("10.255.16.0/20"), netip.MustParseAddr("10.255.16.1")
 	v.Networks[n.ID] = n
 	v.Entries[n.ID] = map[model.NodeID]model.Entry{}
-	v.Services["second"] = model.Service{ID: "second", Options: map[model.NetworkID]model.ServiceOptions{n.ID: {Published: "90:1054/udp"}}}
+	v.Services["second"] = model.Service{ID: "second", Options: map[model.NetworkID]model.ServiceOptions{n.ID: {Published: "90:1054/tcp;90:1054/udp"}}}
 	for _, o := range l.hosts {
 		node := model.NodeID(fmt.Sprint("node", o.n))
 		v.Entries[n.ID][node] = model.Entry{Addr: netip.AddrFrom4([4]byte{10, 255, 31, byte(o.n)}), Number: uint16(8 + o.n), VTEP: o.addr}

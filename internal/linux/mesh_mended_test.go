@@ -132,10 +132,11 @@ func TestMeshBesideLegacyIPTables(t *testing.T) {
 
 // Tasks of an internal network have no way out but this. What they are asked by a
 // published port they answer, by TCP and by UDP.
-func TestMeshOfAnInternalNetwork(t *testing.T) { onBoth(t, meshInternal) }
+func TestMeshOfAnInternalNetwork(t *testing.T) {
+	onBothAs(t, meshLab{mode: "dr", internal: true}, meshInternal)
+}
 
 func meshInternal(t *testing.T, l *meshLab) {
-	l = (&meshLab{ipvs: l.ipvs, mode: "dr", internal: true}).start(t)
 	for _, h := range l.hosts {
 		for name, ask := range askers() {
 			l.want(t, name, ask, l.client, h.at(keepPort), "192.0.2.4")

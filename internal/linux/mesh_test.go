@@ -72,10 +72,15 @@ func meshAnswers(t *testing.T, l *meshLab) {
 // UDP to a server that is bound to no address works on one network of a task; on
 // the other it has to be bound, and then is in nobody's way.
 func TestMeshOnTwoNetworks(t *testing.T) {
-	l := (&meshLab{mode: "dr", two: true}).start(t)
+	onBothAs(t, meshLab{mode: "dr", two: true}, meshOnTwo)
+}
+
+func meshOnTwo(t *testing.T, l *meshLab) {
 	for _, h := range l.hosts {
-		l.want(t, "UDP on the first", askUDP, l.client, h.at(keepPort), "192.0.2.4")
-		l.want(t, "UDP on the second", askUDP, l.client, h.at(secondPort), "192.0.2.4")
+		for name, ask := range askers() {
+			l.want(t, name+" on the first", ask, l.client, h.at(keepPort), "192.0.2.4")
+			l.want(t, name+" on the second", ask, l.client, h.at(secondPort), "192.0.2.4")
+		}
 	}
 }
 
