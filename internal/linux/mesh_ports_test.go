@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -56,9 +57,7 @@ func TestMeshOfAChangingRange(t *testing.T) {
 	delete(base, ranged(model.UDP, rangeLo, rangeHi))
 	with := func(of ...[2]uint16) kernel.State {
 		want := kernel.State{}
-		for key, v := range base {
-			want[key] = v
-		}
+		maps.Copy(want, base)
 		for _, r := range of {
 			want[ranged(model.TCP, r[0], r[1])] = alias
 			want[ranged(model.UDP, r[0], r[1])] = alias

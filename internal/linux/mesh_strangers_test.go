@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,13 +37,17 @@ func meshKeepsOut(t *testing.T, l *meshLab) {
 	run(t, container, "ip route add default via 172.18.0.1")
 	hosts := listenOn(t, h.w.host)
 	out := func(who string, from *netnstest.NS, to map[string]string) {
+		var all sync.WaitGroup
 		for name, to := range to {
 			for proto, ask := range askers() {
-				if a, err := short(ask, from, "", to); err == nil {
-					t.Errorf("%s reaches %s, %s by %s: %v", who, name, to, proto, a)
-				}
+				all.Go(func() {
+					if a, err := short(ask, from, "", to); err == nil {
+						t.Errorf("%s reaches %s, %s by %s: %v", who, name, to, proto, a)
+					}
+				})
 			}
 		}
+		all.Wait()
 	}
 	straight := map[string]string{
 		"an alias":            fmt.Sprintf("%s:80", h.alias(100)),
@@ -79,11 +87,71 @@ func meshKeepsOut(t *testing.T, l *meshLab) {
 	run(t, h.task, "ip route add 127.0.0.1/32 via %s dev eth0 src %s", h.mesh, taskAddr(1))
 	out("a task", h.task, map[string]string{"127.0.0.1 of its host": fmt.Sprintf("127.0.0.1:%d", hosts)})
 
+	// Answers or none, nothing arrives: also with a source that the host takes for an
+	// answer's, and where it does not check sources.
+	spoofed := h.alias(77)
+	run(t, h.task, "ip addr add %s/32 dev lo", spoofed)
+	for _, strict := range []string{"1", "0"} {
+		h.w.host.Must(func() error {
+			all, err := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
+			for _, name := range all {
+				err = errors.Join(err, os.WriteFile(name, []byte(strict), 0))
+			}
+			return err
+		})
+		for _, via := range []netip.Addr{h.mesh, meshGateway} {
+			run(t, h.task, "ip route replace 192.0.2.0/24 via %s dev eth0", via)
+			run(t, h.task, "ip route replace 172.18.0.1/32 via %s dev eth0", via)
+			run(t, h.task, "ip route replace 127.0.0.1/32 via %s dev eth0", via)
+			for _, from := range []netip.Addr{taskAddr(1), spoofed} {
+				for to, ns := range map[string]*netnstest.NS{
+					h.addr.String(): h.w.host, "172.18.0.1": h.w.host, "127.0.0.1": h.w.host, h.mesh.String(): h.w.host, "192.0.2.4": l.client,
+				} {
+					if arrives(t, h.task, from, ns, to) {
+						t.Errorf("a task's datagram from %s by %s arrives at %s (rp_filter %s)", from, via, to, strict)
+					}
+				}
+			}
+		}
+	}
+
 	// What was there before is as before.
 	l.want(t, "TCP", askTCP, l.client, h.at(keepPort), "192.0.2.4")
 	if _, err := askTCP(l.client, "", h.at(closedPort)); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("a port that is closed: %v; want it refused", err)
 	}
+}
+
+// arrives sends datagrams from a task's address and reports whether one comes to a
+// server at to, in ns.
+func arrives(t *testing.T, task *netnstest.NS, from netip.Addr, ns *netnstest.NS, to string) bool {
+	t.Helper()
+	var server net.PacketConn
+	ns.Must(func() (err error) {
+		server, err = net.ListenPacket("udp4", "0.0.0.0:0")
+		return err
+	})
+	defer server.Close()
+	addr := netip.AddrPortFrom(netip.MustParseAddr(to), server.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	task.Must(func() error {
+		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 3 {
+			if _, err := c.WriteToUDPAddrPort([]byte("in"), addr); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	// What arrives does so before the sender returns; this is for a machine that is busy.
+	if err := server.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := server.ReadFrom(make([]byte, 16))
+	return err == nil
 }
 
 // listenOn starts a server of TCP and UDP in a namespace and returns its port.
