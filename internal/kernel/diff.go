@@ -167,7 +167,7 @@ func dies(have, want State, k Key) bool {
 		return tableDies(have, want, k.Sandbox)
 	case TaskMesh:
 		return tableDies(have, want, k.Sandbox)
-	case MeshNet, MeshPort, MeshMasq, MeshAllow:
+	case MeshNet, MeshPort, MeshRange, MeshMasq, MeshAllow:
 		_, there := have[MeshTable{}]
 		_, wanted := want[MeshTable{}]
 		return there && !wanted
@@ -205,7 +205,7 @@ func rank(k Key) int {
 		return 0
 	case VIP, IPVSService, LiftFrom, LiftTo, Back, MeshNet, MeshMasq, MeshAllow:
 		return 1 // answers have a way before there are any
-	case Mark, MeshPort:
+	case Mark, MeshPort, MeshRange:
 		return 3 // a packet comes to a service that has all its backends
 	}
 	return 2
@@ -255,7 +255,7 @@ func inside(k, gone Key) bool {
 		return ok && b.NS == gone.NS
 	case MeshTable:
 		switch k.(type) {
-		case MeshNet, MeshPort, MeshMasq, MeshAllow:
+		case MeshNet, MeshPort, MeshRange, MeshMasq, MeshAllow:
 			return true
 		}
 	case BridgeTable:

@@ -84,7 +84,7 @@ func stands(k kernel.Key) []kernel.Key {
 		return []kernel.Key{kernel.TaskTable{Sandbox: k.Sandbox}}
 	case kernel.Back:
 		return []kernel.Key{kernel.BackTable{NS: k.NS}}
-	case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+	case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:
 		return []kernel.Key{kernel.MeshTable{}}
 	}
 	return nil
@@ -189,6 +189,7 @@ func TestOperations(t *testing.T) {
 			kernel.State{
 				kernel.TaskTable{Sandbox: "/run/e1"}:                kernel.TaskTableSpec{},
 				kernel.MeshPort{Proto: model.TCP, Port: 81}:         kernel.MeshPortSpec{Alias: vip, To: 80},
+				kernel.MeshRange{Proto: model.UDP, Lo: 8, Hi: 9}:    kernel.MeshRangeSpec{Alias: vip},
 				kernel.MeshAllow{Alias: vip}:                        kernel.MeshAllowSpec{From: "192.0.2.0/24"},
 				kernel.MeshTable{}:                                  kernel.MeshTableSpec{Devices: "slm"},
 				kernel.TaskMesh{Sandbox: "/run/e1", Addr: ip}:       kernel.TaskMeshSpec{Pool: netip.MustParsePrefix("250.0.0.0/8"), MAC: hw, Subnet: netip.MustParsePrefix("10.0.0.0/20")},
@@ -202,6 +203,7 @@ func TestOperations(t *testing.T) {
 				`+ mesh host devices slm`,
 				`+ mesh host allow 10.0.0.9 from 192.0.2.0/24`,
 				`+ mesh host port 81/tcp -> 10.0.0.9 port 80`,
+				`+ mesh host ports 8-9/udp -> 10.0.0.9`,
 			}},
 		{"and the first to go",
 			kernel.State{

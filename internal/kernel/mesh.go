@@ -16,7 +16,8 @@ import (
 //	         ─▶ br0: VIP{alias} as any other ─▶ [vxlan0] ─▶ task: TaskMesh, alias → own address
 //	client ◀─ host: conntrack ◀─ mesh0 ◀─ Back: block → MAC ◀─ [vxlan0] ◀─ br0 ◀─ TaskRoute: by eth0
 //
-// A published port is nothing but MeshPort; the rest is there once for each network.
+// A published port is nothing but MeshPort, and a range of ports that are the task's
+// too nothing but MeshRange; the rest is there once for each network.
 
 // Forward is the host's chain that lets through what is forwarded from and to the
 // mesh's devices, whatever the policy of the chain FORWARD.
@@ -40,6 +41,14 @@ type MeshPort struct {
 	Bind  netip.Addr // the one address of the host that has it; invalid: all of them
 	Proto model.Proto
 	Port  uint16
+}
+
+// MeshRange is a range of published ports of the host, at all its addresses, that
+// tasks have under the same numbers. However many ports it has, it is one element of
+// a map. A state has no port in two ranges of a protocol.
+type MeshRange struct {
+	Proto  model.Proto
+	Lo, Hi uint16 // both included
 }
 
 // MeshMasq says that the tasks behind an alias see the node's mesh address as the
@@ -98,6 +107,9 @@ type MeshPortSpec struct {
 	To    uint16 // the task's port
 }
 
+// MeshRangeSpec is the value of MeshRange.
+type MeshRangeSpec struct{ Alias netip.Addr }
+
 // MeshMasqSpec is the value of MeshMasq.
 type MeshMasqSpec struct{}
 
@@ -122,6 +134,9 @@ type TaskRouteSpec struct {
 	// (rp_filter 2). Found where it is not wanted, it is no difference: a kernel may
 	// give it to every device.
 	Loose bool
+	// Last has UDP leave by that device too which the task has no other way for:
+	// servers that are bound to no address answer so where all networks are internal.
+	Last bool
 }
 
 // TaskMeshSpec is the value of TaskMesh.
@@ -143,6 +158,7 @@ func (Route) Phase() Phase     { return PhaseNeigh }
 func (MeshTable) Phase() Phase { return PhaseMesh }
 func (MeshNet) Phase() Phase   { return PhaseMesh }
 func (MeshPort) Phase() Phase  { return PhaseMesh }
+func (MeshRange) Phase() Phase { return PhaseMesh }
 func (MeshMasq) Phase() Phase  { return PhaseMesh }
 func (MeshAllow) Phase() Phase { return PhaseMesh }
 func (BackTable) Phase() Phase { return PhaseVIP }
@@ -156,6 +172,7 @@ func (k Route) Netns() string     { return k.NS }
 func (MeshTable) Netns() string   { return "" }
 func (MeshNet) Netns() string     { return "" }
 func (MeshPort) Netns() string    { return "" }
+func (MeshRange) Netns() string   { return "" }
 func (MeshMasq) Netns() string    { return "" }
 func (MeshAllow) Netns() string   { return "" }
 func (k BackTable) Netns() string { return k.NS }
@@ -173,6 +190,9 @@ func (k MeshPort) String() string {
 		s += " of " + k.Bind.String()
 	}
 	return s
+}
+func (k MeshRange) String() string {
+	return fmt.Sprintf("mesh host ports %d-%d/%s", k.Lo, k.Hi, k.Proto)
 }
 func (k MeshMasq) String() string  { return "mesh host masquerade " + k.Alias.String() }
 func (k MeshAllow) String() string { return "mesh host allow " + k.Alias.String() }
@@ -197,6 +217,7 @@ func (v MeshNetSpec) String() string {
 	return fmt.Sprintf("source %s subnet %s", v.Source, v.Subnet)
 }
 func (v MeshPortSpec) String() string  { return fmt.Sprintf("-> %s port %d", v.Alias, v.To) }
+func (v MeshRangeSpec) String() string { return "-> " + v.Alias.String() }
 func (MeshMasqSpec) String() string    { return "" }
 func (v MeshAllowSpec) String() string { return "from " + v.From }
 func (v BackTableSpec) String() string {
@@ -207,6 +228,9 @@ func (v TaskRouteSpec) String() string {
 	s := fmt.Sprintf("subnet %s via %s", v.Subnet, v.Gateway)
 	if v.Loose {
 		s += " loose"
+	}
+	if v.Last {
+		s += " last"
 	}
 	return s
 }

@@ -115,7 +115,11 @@ func published(t *rapid.T, s kernel.State) {
 	s[kernel.Forward{}] = kernel.ForwardSpec{Devices: rapid.SampledFrom([]string{"slm", "slx"}).Draw(t, "devices")}
 	s[kernel.MeshTable{}] = kernel.MeshTableSpec{Devices: "slm"}
 	s[kernel.MeshNet{Dev: "slm0"}] = kernel.MeshNetSpec{Source: addrs("10.0.15").Draw(t, "source"), Subnet: netip.MustParsePrefix("10.0.0.0/20")}
+	next := rapid.Uint16Range(1, 3).Draw(t, "first port")
 	for _, alias := range some(t, "250.0.16") {
+		hi := next + rapid.Uint16Range(1, 2).Draw(t, "more ports")
+		s[kernel.MeshRange{Proto: model.TCP, Lo: next, Hi: hi}] = kernel.MeshRangeSpec{Alias: alias}
+		next = hi + rapid.Uint16Range(1, 2).Draw(t, "gap")
 		s[kernel.MeshMasq{Alias: alias}] = kernel.MeshMasqSpec{}
 		s[kernel.MeshAllow{Alias: alias}] = kernel.MeshAllowSpec{From: rapid.SampledFrom([]string{"", "192.0.2.0/24"}).Draw(t, "from")}
 		for _, p := range somePorts(t) {

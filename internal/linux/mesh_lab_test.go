@@ -38,6 +38,8 @@ type meshLab struct {
 	ipvs        bool        // which balances, not nftables
 	mode        string      // of the network
 	two         bool        // tasks are on a second network
+	internal    bool        // the network is internal: tasks have no other way out
+	legacy      bool        // the engine uses iptables-legacy
 }
 
 // onBoth runs a test with either balancer.
@@ -49,13 +51,24 @@ func onBoth(t *testing.T, test func(t *testing.T, l *meshLab)) {
 // onBothIn is onBoth in a network of another mode, which is none of the mesh's business.
 func onBothIn(t *testing.T, mode string, test func(t *testing.T, l *meshLab)) {
 	t.Helper()
-	t.Run("nft", func(t *testing.T) { test(t, newMeshLab(t, false, mode)) })
+	onBothAs(t, meshLab{mode: mode}, test)
+}
+
+// onBothAs is onBoth in a lab that is as given.
+func onBothAs(t *testing.T, as meshLab, test func(t *testing.T, l *meshLab)) {
+	t.Helper()
+	t.Run("nft", func(t *testing.T) {
+		l := as
+		test(t, l.start(t))
+	})
 	t.Run("ipvs", func(t *testing.T) {
 		netnstest.Need(t, netnstest.IPVS)
-		if mode == "tun" {
+		if as.mode == "tun" {
 			netnstest.Need(t, netnstest.IPIP)
 		}
-		test(t, newMeshLab(t, true, mode))
+		l := as
+		l.ipvs = true
+		test(t, l.start(t))
 	})
 }
 
@@ -76,7 +89,8 @@ const (
 	// Published ports, and what they lead to.
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
 	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
-	secondPort                              = 90
+	secondPort, boundPort                   = 90, 91
+	rangeLo, rangeHi                        = 8000, 8999 // of TCP and UDP, kept as they are
 )
 
 var (
@@ -95,6 +109,9 @@ func (h *meshHost) alias(k byte) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
+// bound is another address of host 1 than that on the LAN.
+func bound() netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, 1}) }
+
 // meshService is a service of the lab, at 10.255.0.<vip>.
 type meshService struct {
 	name    string
@@ -102,6 +119,10 @@ type meshService struct {
 	options model.ServiceOptions
 	empty   bool // nobody serves it
 }
+
+// rangePorts are the ports near the ends of the range and one in it; those outside of
+// it have a server too.
+func rangePorts() []int { return []int{rangeLo - 1, rangeLo, 8500, rangeHi, rangeHi + 1} }
 
 // meshServices are those of the lab. One task is of several, unlike in a swarm, so
 // each is planned by itself; the last one's tasks have all that any asks for.
@@ -111,6 +132,8 @@ func meshServices() []meshService {
 		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
 		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
 		{name: "dnsrr", options: model.ServiceOptions{Published: "89:80/tcp;89:80/udp"}},
+		{name: "bound", vip: 104, options: model.ServiceOptions{Published: "91:80/tcp;91:80/udp", Bind: "192.0.2.1;203.0.113.1"}},
+		{name: "range", vip: 105, options: model.ServiceOptions{Published: "8000-8999/tcp;8000-8999/udp"}},
 		{name: "kept", vip: 100, options: model.ServiceOptions{
 			Published: "81:80/tcp;81:80/udp;82:1053/tcp;82:1053/udp;83:9/tcp;83:9/udp;84:9000/tcp;84:9000/udp",
 		}},
@@ -153,7 +176,7 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 	v := model.View{
 		Self: model.Self{Node: node(h), VTEP: h.addr, VXLANPort: 4799},
 		Networks: map[model.NetworkID]model.Network{meshNetwork: {
-			ID: meshNetwork, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
+			ID: meshNetwork, Internal: l.internal, Subnet: meshSubnet, Gateway: meshGateway, VNI: 5000, MTU: meshMTU,
 			Options: model.NetworkOptions{Datapath: "auto", Mode: l.mode, Scheduler: "rr"},
 		}},
 		Endpoints: map[model.EndpointID]model.Endpoint{},
@@ -201,7 +224,7 @@ func (l *meshLab) second(h *meshHost, v model.View, p model.Phase) {
 	n.ID, n.VNI, n.Subnet, n.Gateway = secondNetwork, 5001, netip.MustParsePrefix("10.255.16.0/20"), netip.MustParseAddr("10.255.16.1")
 	v.Networks[n.ID] = n
 	v.Entries[n.ID] = map[model.NodeID]model.Entry{}
-	v.Services["second"] = model.Service{ID: "second", Options: map[model.NetworkID]model.ServiceOptions{n.ID: {Published: "90:1054/udp"}}}
+	v.Services["second"] = model.Service{ID: "second", Options: map[model.NetworkID]model.ServiceOptions{n.ID: {Published: "90:1054/tcp;90:1054/udp"}}}
 	for _, o := range l.hosts {
 		node := model.NodeID(fmt.Sprint("node", o.n))
 		v.Entries[n.ID][node] = model.Entry{Addr: netip.AddrFrom4([4]byte{10, 255, 31, byte(o.n)}), Number: uint16(8 + o.n), VTEP: o.addr}
@@ -262,10 +285,14 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 		run(t, h.w.host, "ip link add docker_gwbridge type bridge")
 		run(t, h.w.host, "ip addr add 172.18.0.1/16 dev docker_gwbridge")
 		run(t, h.w.host, "ip link set docker_gwbridge up")
-		run(t, h.w.host, "iptables -P FORWARD DROP")
-		run(t, h.w.host, "iptables -N DOCKER-USER")
-		run(t, h.w.host, "iptables -A DOCKER-USER -j RETURN")
-		run(t, h.w.host, "iptables -A FORWARD -j DOCKER-USER")
+		iptables := "iptables"
+		if l.legacy {
+			iptables += "-legacy"
+		}
+		run(t, h.w.host, "%s -P FORWARD DROP", iptables)
+		run(t, h.w.host, "%s -N DOCKER-USER", iptables)
+		run(t, h.w.host, "%s -A DOCKER-USER -j RETURN", iptables)
+		run(t, h.w.host, "%s -A FORWARD -j DOCKER-USER", iptables)
 		if n < 3 {
 			h.task = netnstest.New(t)
 			strict(h.task)
@@ -284,6 +311,8 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 				run(t, h.task, "ip link set %s name eth2 up", secondTaskEnd)
 				run(t, h.task, "ip addr add %s/20 dev eth2", secondAddr(h.n))
 			}
+		}
+		if h.task != nil && !l.internal {
 			run(t, h.w.host, "ip link add gw1 type veth peer name eth1 netns %s", h.task.Path())
 			run(t, h.w.host, "ip link set gw1 master docker_gwbridge up")
 			run(t, h.task, "ip addr add %s/16 dev eth1", gwbridge)
@@ -298,31 +327,41 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 	}
 	for i, name := range []string{"a", "b"} {
 		at := []string{"0.0.0.0:80", taskAddr(i+1).String() + ":1053", "0.0.0.0:9000"}
+		for _, port := range rangePorts() {
+			if port != 9000 {
+				at = append(at, fmt.Sprintf("0.0.0.0:%d", port))
+			}
+		}
 		if l.two {
 			at = append(at, secondAddr(i+1).String()+":1054")
 		}
 		serveMesh(t, l.hosts[i].task, name, at)
 	}
-	// The kernel tells a bridge of a port's carrier from a work queue: first packets
-	// may come too early.
 	for _, h := range l.hosts {
-		for late := time.Now().Add(10 * time.Second); ; {
-			got := map[string]bool{}
-			for range 2 {
-				a, err := askTCP(l.client, "", h.at(keepPort))
-				if err == nil {
-					got[a.server] = true
-				}
-			}
-			if len(got) == 2 {
-				break
-			}
-			if time.Now().After(late) {
-				t.Fatalf("host %d does not lead to both tasks: %v", h.n, got)
-			}
-		}
+		l.ready(t, h)
 	}
 	return l
+}
+
+// ready waits until a host leads to both tasks: the kernel tells a bridge of a port's
+// carrier from a work queue, and first packets may come too early.
+func (l *meshLab) ready(t *testing.T, h *meshHost) {
+	t.Helper()
+	for late := time.Now().Add(10 * time.Second); ; {
+		got := map[string]bool{}
+		for range 2 {
+			a, err := askTCP(l.client, "", h.at(keepPort))
+			if err == nil {
+				got[a.server] = true
+			}
+		}
+		if len(got) == 2 {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatalf("host %d does not lead to both tasks: %v", h.n, got)
+		}
+	}
 }
 
 func (h *meshHost) at(port int) string { return fmt.Sprintf("%s:%d", h.addr, port) }
@@ -354,7 +393,8 @@ func (h *meshHost) lead(t *testing.T, want kernel.State) {
 // said is who answered, and as whom it saw the client.
 type said struct{ server, client string }
 
-// serveMesh starts the servers of a task; one at port 9000 sends a megabyte.
+// serveMesh starts the servers of a task; one at port 9000 sends a megabyte. Answers of
+// UDP are as long as the question at least.
 func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -391,15 +431,34 @@ func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
 			wg.Go(func() {
 				buf := make([]byte, 1<<16)
 				for {
-					_, from, err := pc.ReadFrom(buf)
+					n, from, err := pc.ReadFrom(buf)
 					if err != nil {
 						return
 					}
-					pc.WriteTo(fmt.Appendf(nil, "%s %s", name, from), from)
+					pc.WriteTo(fmt.Appendf(nil, "%-*s", n, name+" "+from.String()), from)
 				}
 			})
 			return nil
 		})
+	}
+}
+
+// short asks with little patience: what is let in answers within milliseconds.
+func short(ask asker, from *netnstest.NS, local, to string) (said, error) {
+	type answer struct {
+		said
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		a, err := ask(from, local, to)
+		got <- answer{a, err}
+	}()
+	select {
+	case a := <-got:
+		return a.said, a.err
+	case <-time.After(300 * time.Millisecond):
+		return said{}, context.DeadlineExceeded
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,10 +72,15 @@ func meshAnswers(t *testing.T, l *meshLab) {
 // UDP to a server that is bound to no address works on one network of a task; on
 // the other it has to be bound, and then is in nobody's way.
 func TestMeshOnTwoNetworks(t *testing.T) {
-	l := (&meshLab{mode: "dr", two: true}).start(t)
+	onBothAs(t, meshLab{mode: "dr", two: true}, meshOnTwo)
+}
+
+func meshOnTwo(t *testing.T, l *meshLab) {
 	for _, h := range l.hosts {
-		l.want(t, "UDP on the first", askUDP, l.client, h.at(keepPort), "192.0.2.4")
-		l.want(t, "UDP on the second", askUDP, l.client, h.at(secondPort), "192.0.2.4")
+		for name, ask := range askers() {
+			l.want(t, name+" on the first", ask, l.client, h.at(keepPort), "192.0.2.4")
+			l.want(t, name+" on the second", ask, l.client, h.at(secondPort), "192.0.2.4")
+		}
 	}
 }
 
@@ -127,56 +131,6 @@ func meshFindsMTU(t *testing.T, l *meshLab) {
 			c.Close()
 		}
 	}
-}
-
-// Nobody gets past the published ports.
-func TestMeshKeepsStrangersOut(t *testing.T) { onBoth(t, meshKeepsOut) }
-
-func meshKeepsOut(t *testing.T, l *meshLab) {
-	h := l.hosts[0]
-	run(t, l.client, "ip route add %s via %s", meshAliases, h.addr)
-	run(t, l.client, "ip route add %s via %s", meshSubnet, h.addr)
-	short := func(from *netnstest.NS, to string) error {
-		return from.Do(func() error {
-			c, err := net.DialTimeout("tcp4", to, 300*time.Millisecond) // what is let in answers within milliseconds
-			if err == nil {
-				c.Close()
-			}
-			return err
-		})
-	}
-	for name, to := range map[string]string{
-		"an alias":            fmt.Sprintf("%s:80", h.alias(100)),
-		"a task":              fmt.Sprintf("%s:80", taskAddr(1)),
-		"who is not allowed":  h.at(allowPort),
-		"a port of the alias": fmt.Sprintf("%s:9000", h.alias(100)),
-	} {
-		if err := short(l.client, to); err == nil {
-			t.Errorf("%s: a stranger was let in", name)
-		}
-	}
-	// A task that takes the host's end for its gateway.
-	run(t, h.task, "ip route add 192.0.2.0/24 via %s dev eth0", h.mesh)
-	ln := listenOn(t, h.w.host)
-	if err := short(h.task, fmt.Sprintf("%s:%d", h.addr, ln)); err == nil {
-		t.Error("a task got to its host through the mesh")
-	}
-}
-
-// listenOn starts a server in a namespace and returns its port.
-func listenOn(t *testing.T, ns *netnstest.NS) int {
-	t.Helper()
-	var port int
-	ns.Must(func() error {
-		ln, err := net.Listen("tcp4", "0.0.0.0:0")
-		if err != nil {
-			return err
-		}
-		t.Cleanup(func() { ln.Close() })
-		port = ln.Addr().(*net.TCPAddr).Port
-		return nil
-	})
-	return port
 }
 
 // The engine attaches the way outside after the plugin has prepared the task, and

@@ -16,16 +16,26 @@ import (
 // What a task answers from its address on a network leaves by that network:
 //
 //	ip rule   5100: from 10.255.0.3 lookup 184483843        the address as a number
+//	ip rule  32768: ipproto udp lookup 184483843             where no other has a way
 //	table     10.255.0.0/20 dev eth0 src 10.255.0.3
 //	          default via 10.255.0.1 dev eth0
 //
 // By the rule, the route is right before anything of the packet is decided: MTU,
 // RST, ICMP errors, and the reverse lookup of strict rp_filter. The table's number
 // is the address, so that each network of a task has one, and none is counted out.
+//
+// The second rule is for tasks of internal networks, which have no default route: what
+// a server sends that is bound to no address has no source when its route is looked
+// for. The rule is behind all that the task has, and for UDP alone, so that the
+// connections which a task tries to make outside fail at once, as without it.
 
 // taskRule is the rule's place. Those of VPN programs come before it (wg-quick takes
 // places below the kernel's 32766 from the top down, others small numbers).
 const taskRule = 5100
+
+// lastRule is the place of the second: behind the kernel's own, of which the last is
+// 32767 (FR_TABLE_DEFAULT in net/ipv4/fib_rules.c).
+const lastRule = 32768
 
 // Of include/uapi/linux/fib_rules.h.
 const (
@@ -37,12 +47,13 @@ const (
 	fraPriority  = 6  // FRA_PRIORITY
 	fraTable     = 15 // FRA_TABLE
 	fraProtocol  = 21 // FRA_PROTOCOL, from Linux 4.17
+	fraIPProto   = 22 // FRA_IP_PROTO, from Linux 4.17
 	bitsOfSource = 32
 )
 
 // fromRule is a rule of ours.
 type fromRule struct {
-	addr  netip.Addr
+	addr  netip.Addr // the source; invalid: the rule is the second, for any
 	table uint32
 }
 
@@ -52,12 +63,17 @@ func tableOf(a netip.Addr) uint32 {
 	return binary.BigEndian.Uint32(b[:])
 }
 
+// addrOf is the reverse of tableOf.
+func addrOf(table uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, table)))
+}
+
 func parseRule(b []byte) (r fromRule, ok bool) {
-	if len(b) < sizeofRule || b[ruleSrcLen] != bitsOfSource || b[ruleAction] != actToTable {
+	if len(b) < sizeofRule || b[ruleAction] != actToTable {
 		return r, false
 	}
 	var place uint32
-	var ours bool
+	var ours, udp bool
 	attrs(b[sizeofRule:], func(typ uint16, v []byte) {
 		switch typ {
 		case fraSrc:
@@ -68,9 +84,14 @@ func parseRule(b []byte) (r fromRule, ok bool) {
 			r.table = u32(v)
 		case fraProtocol:
 			ours = len(v) > 0 && v[0] == routeProtocol
+		case fraIPProto:
+			udp = len(v) > 0 && v[0] == unix.IPPROTO_UDP
 		}
 	})
-	return r, ours && place == taskRule && r.addr.Is4()
+	if place == lastRule {
+		return r, ours && udp && b[ruleSrcLen] == 0
+	}
+	return r, ours && place == taskRule && b[ruleSrcLen] == bitsOfSource && r.addr.Is4()
 }
 
 // rules dumps the rules of ours.
@@ -92,10 +113,18 @@ func (c *conn) rules() ([]fromRule, error) {
 func (c *conn) ruleRequest(typ, flags int, r fromRule) *nl.NetlinkRequest {
 	req := c.request(typ, flags)
 	msg := make([]byte, sizeofRule)
-	msg[0], msg[ruleSrcLen], msg[ruleAction] = unix.AF_INET, bitsOfSource, actToTable
+	msg[0], msg[ruleAction] = unix.AF_INET, actToTable
+	place := uint32(lastRule)
+	if r.addr.IsValid() {
+		msg[ruleSrcLen], place = bitsOfSource, taskRule
+	}
 	req.AddData(header(msg))
-	req.AddData(nl.NewRtAttr(fraSrc, r.addr.AsSlice()))
-	req.AddData(nl.NewRtAttr(fraPriority, nl.Uint32Attr(taskRule)))
+	if r.addr.IsValid() {
+		req.AddData(nl.NewRtAttr(fraSrc, r.addr.AsSlice()))
+	} else {
+		req.AddData(nl.NewRtAttr(fraIPProto, []byte{unix.IPPROTO_UDP}))
+	}
+	req.AddData(nl.NewRtAttr(fraPriority, nl.Uint32Attr(place)))
 	req.AddData(nl.NewRtAttr(fraTable, nl.Uint32Attr(r.table)))
 	req.AddData(nl.NewRtAttr(fraProtocol, []byte{routeProtocol}))
 	return req
@@ -109,9 +138,20 @@ func (c *conn) taskRoutes() (map[netip.Addr]kernel.TaskRouteSpec, error) {
 		return nil, err
 	}
 	out := map[netip.Addr]kernel.TaskRouteSpec{}
+	last := map[uint32]bool{} // tables that the second rule leads to
 	for _, r := range rules {
-		_, twice := out[r.addr]
-		out[r.addr] = kernel.TaskRouteSpec{}
+		if !r.addr.IsValid() {
+			last[r.table] = true
+			out[addrOf(r.table)] = kernel.TaskRouteSpec{} // unless there is the first too
+		}
+	}
+	seen := map[netip.Addr]bool{}
+	for _, r := range rules {
+		if !r.addr.IsValid() {
+			continue
+		}
+		twice := seen[r.addr]
+		seen[r.addr], out[r.addr] = true, kernel.TaskRouteSpec{}
 		if twice || r.table != tableOf(r.addr) {
 			continue
 		}
@@ -130,7 +170,8 @@ func (c *conn) taskRoutes() (map[netip.Addr]kernel.TaskRouteSpec, error) {
 		if err != nil {
 			return nil, err
 		}
-		if spec.Loose = d.loose; d.index == have[0].index {
+		spec.Loose, spec.Last = d.loose, last[r.table]
+		if d.index == have[0].index {
 			out[r.addr] = spec
 		}
 	}
@@ -206,13 +247,19 @@ func (c *conn) applyTaskRoute(addr netip.Addr, want kernel.Value) error {
 	if err != nil {
 		return err
 	}
-	exact := false
+	var missing []fromRule
+	if want != nil {
+		missing = append(missing, fromRule{addr, table})
+		if want.(kernel.TaskRouteSpec).Last {
+			missing = append(missing, fromRule{table: table})
+		}
+	}
 	for _, r := range rules {
-		if r.addr != addr {
+		if r.addr != addr && (r.addr.IsValid() || r.table != table) {
 			continue
 		}
-		if want != nil && r.table == table && !exact {
-			exact = true
+		if i := slices.Index(missing, r); i >= 0 {
+			missing = slices.Delete(missing, i, i+1)
 			continue
 		}
 		if err := absentOK(c.do(c.ruleRequest(unix.RTM_DELRULE, 0, r))); err != nil {
@@ -248,12 +295,11 @@ func (c *conn) applyTaskRoute(addr netip.Addr, want kernel.Value) error {
 			return fmt.Errorf("route to %s: %w", r.prefix, err)
 		}
 	}
-	if want == nil || exact {
-		return nil
-	}
-	err = c.do(c.ruleRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, fromRule{addr, table}))
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("rule: %w", err)
+	for _, r := range missing {
+		err := c.do(c.ruleRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r))
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("rule: %w", err)
+		}
 	}
 	return nil
 }

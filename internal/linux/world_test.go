@@ -93,7 +93,7 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 			table = "local"
 		}
 		run(t, ns, "ip route del %s dev %s table %s", k.Prefix, k.Dev, table)
-	case kernel.Forward, kernel.BackTable, kernel.Back, kernel.TaskRoute, kernel.TaskMesh, kernel.MeshTable, kernel.MeshPort, kernel.MeshNet, kernel.MeshAllow:
+	case kernel.Forward, kernel.BackTable, kernel.Back, kernel.TaskRoute, kernel.TaskMesh, kernel.MeshTable, kernel.MeshPort, kernel.MeshRange, kernel.MeshNet, kernel.MeshAllow:
 		w.spoilMesh(t, ns, key, how)
 	case kernel.FDB:
 		if k.Dev == "mesh0" {
@@ -178,6 +178,8 @@ func (w world) spoilMesh(t *testing.T, ns *netnstest.NS, key kernel.Key, how ker
 		run(t, ns, "nft delete table ip sluice-mesh")
 	case kernel.MeshPort:
 		run(t, ns, "nft delete element ip sluice-mesh published { %s . %d }", k.Proto, k.Port)
+	case kernel.MeshRange:
+		run(t, ns, "nft flush map ip sluice-mesh %s-ranges; flush map ip sluice-mesh %[1]s-ranges-2", k.Proto)
 	case kernel.MeshNet:
 		run(t, ns, "nft flush chain ip sluice-mesh net-%s", k.Dev)
 	case kernel.MeshAllow:

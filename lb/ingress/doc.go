@@ -32,14 +32,22 @@
 //
 // Plan makes kernel objects of it:
 //
-//	client ─▶ MeshPort ─▶ slm… ║ mesh0 ─▶ br0: alias ─▶ task: TaskMesh
-//	                    Host   ║   every node of the network
-//	client ◀─ conntrack ◀─ slm…║ mesh0 ◀─ br0: Back ◀─ [vxlan0] ◀─ TaskRoute
+//	client ─▶ MeshPort, MeshRange ─▶ slm… ║ mesh0 ─▶ br0: alias ─▶ task: TaskMesh
+//	                                Host  ║   every node of the network
+//	client ◀─ conntrack ◀─────────── slm… ║ mesh0 ◀─ br0: Back ◀─ [vxlan0] ◀─ TaskRoute
 //
 // The alias is balanced by lb/service, to which Balanced tells it, as a virtual IP
 // is, but always by layer 2. Nobody has its address: the whole block is the
 // namespace's own, so that what no service takes is refused at once. How frames get
 // to the other entries' addresses, and that those are let in, is driver/overlay's.
+//
+// A range of ports that tasks have under the same numbers is one object, MeshRange,
+// and one element in the kernel, however long it is. What a process or an older service
+// has of it makes it two. It is an object for each port, MeshPort, where tasks have it
+// under other numbers (81-90:8081-8090), where the service has it at single addresses
+// (sluice.publish.bind), and where it is one port long: see internal/linux/nft for why.
+//
+// Tasks of internal networks answer too, and are led nowhere else: TaskRouteSpec.Last.
 //
 // The package is pure. Be aware: subnets smaller than a /24 keep nothing for
 // nodes, and so cannot have published ports; a /24 has room for 15 entries.

@@ -160,11 +160,17 @@ func (l *lead) services(v model.View, want kernel.State) {
 	}
 }
 
-// port adds a range of ports that this node has: one element of a map for each.
+// port adds a range of ports that this node has: one object for all, where tasks have
+// them under the same numbers and all addresses of the node lead to them, and one for
+// each elsewhere. Neither rules nor elements can do more (kernel.MeshRange).
 func (l *lead) port(p Port, want kernel.State) {
 	alias, ok := l.aliases[p.Service]
 	if !ok {
 		return // more services than a block has addresses
+	}
+	if p.Lo < p.Hi && p.To == p.Lo && !p.Addr.IsValid() {
+		want[kernel.MeshRange{Proto: p.Proto, Lo: p.Lo, Hi: p.Hi}] = kernel.MeshRangeSpec{Alias: alias}
+		return
 	}
 	for i := range int(p.Hi-p.Lo) + 1 {
 		n := uint16(i)
@@ -209,7 +215,7 @@ func tasks(v model.View, want kernel.State) {
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
 		if o.Source == model.Keep {
-			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose}
+			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 		}
 	}
 }

@@ -222,6 +222,16 @@ var cases = []struct {
 		w.Services[db] = s
 		w.Taken[model.HostPort{Proto: model.TCP, Port: 81}] = "nginx (pid 7)"
 	}},
+	// One object for what stays in one piece and keeps its numbers, at all addresses.
+	{"ranges", func(w *world) {
+		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "8000-8999/tcp;8000-8999/udp;9000-9002:9001-9003/tcp;65534-65535/sctp"})
+		w.publish(db, net1, dbVIP, model.ServiceOptions{Published: "8500/tcp;7000-7001/tcp", Bind: "192.0.2.1"})
+		s := w.Services[db]
+		s.Created = s.Created.Add(-time.Second)
+		w.Services[db] = s
+		w.Taken[model.HostPort{Proto: model.TCP, Port: 8001}] = "nginx (pid 7)"
+		w.Taken[model.HostPort{Proto: model.UDP, Port: 8999}] = "named (pid 8)"
+	}},
 	// The smaller id has it. Until this node has another, its ports lead nowhere.
 	{"a-claim-that-does-not-hold", func(w *world) {
 		w.entry(net1, "node0", "10.255.15.1", 9, "192.168.0.9")
@@ -238,6 +248,14 @@ var cases = []struct {
 		w.here("e1", web, net1, webVIP, "10.255.0.4", same)
 		w.here("e2", web, net2, webVIP, "10.255.0.3", same)
 		w.here("e3", web, net2, webVIP, "10.255.0.4", same) // as good as none
+	}},
+	// The task has no other way out: what a server sends that is bound to no address.
+	{"an-internal-network", func(w *world) {
+		n := w.Networks[net1]
+		n.Internal = true
+		w.Networks[net1] = n
+		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "53/udp"})
+		w.here("e1", web, net1, webVIP, "10.255.0.3")
 	}},
 	{"no-manager-has-told", func(w *world) {
 		w.here("e1", web, net1, webVIP, "10.255.0.3", func(e *model.Endpoint) { e.Options.Published = "80/tcp" })

@@ -38,7 +38,7 @@ func worlds() *rapid.Generator[model.View] {
 			for _, n := range networks {
 				if rapid.Bool().Draw(t, "told") {
 					w.publish(id, n, vip.Draw(t, "vip"), model.ServiceOptions{
-						Published: rapid.SampledFrom([]model.Published{"", "80/tcp", "79-82:179-182/tcp;53/udp", "53:1053/udp"}).Draw(t, "published"),
+						Published: rapid.SampledFrom([]model.Published{"", "80/tcp", "79-82:179-182/tcp;53/udp", "79-82/tcp;52-53/udp", "53:1053/udp"}).Draw(t, "published"),
 						Nodes:     rapid.SampledFrom([]model.Labels{"", "", "zone=a", "zone=b"}).Draw(t, "nodes"),
 						Bind:      rapid.SampledFrom([]model.Addrs{"", "192.0.2.1"}).Draw(t, "bind"),
 						Allow:     rapid.SampledFrom([]model.Prefixes{"", "192.0.2.0/24", "what?"}).Draw(t, "allow"),
@@ -102,8 +102,14 @@ func TestTheMeshIsWhole(t *testing.T) {
 		udp := make(map[string]int)
 		for k, val := range s {
 			switch k := k.(type) {
-			case kernel.MeshPort:
-				alias := val.(kernel.MeshPortSpec).Alias
+			case kernel.MeshPort, kernel.MeshRange:
+				var alias netip.Addr
+				switch spec := val.(type) {
+				case kernel.MeshPortSpec:
+					alias = spec.Alias
+				case kernel.MeshRangeSpec:
+					alias = spec.Alias
+				}
 				a, ok := aliases[alias]
 				if !ok {
 					t.Fatalf("%s: nobody balances it", kernel.Line(k, val))
@@ -169,12 +175,27 @@ func TestTheMeshIsWhole(t *testing.T) {
 				holds[id], numbers[e.Number] = true, true
 			}
 		}
+		led := make(map[model.HostPort]bool) // the ports that lead somewhere
+		for k := range s {
+			switch k := k.(type) {
+			case kernel.MeshPort:
+				led[model.HostPort{Proto: k.Proto, Addr: k.Bind, Port: k.Port}] = true
+			case kernel.MeshRange:
+				for port := k.Lo; port <= k.Hi; port++ {
+					p := model.HostPort{Proto: k.Proto, Port: port}
+					if led[p] {
+						t.Fatalf("%s: %s leads elsewhere too", k, p)
+					}
+					led[p] = true
+				}
+			}
+		}
 		won, _ := ingress.Own(ingress.Wants(v), v.Taken)
 		for _, p := range ingress.HostPorts(won) {
 			i := slices.IndexFunc(won, func(w ingress.Port) bool {
 				return w.Proto == p.Proto && w.Addr == p.Addr && w.Lo <= p.Port && p.Port <= w.Hi
 			})
-			if _, there := s[kernel.MeshPort{Bind: p.Addr, Proto: p.Proto, Port: p.Port}]; there != holds[won[i].Network] {
+			if there := led[p]; there != holds[won[i].Network] {
 				t.Fatalf("port %s leads into the network: %t, and the claim holds: %t", p, there, !there)
 			}
 		}

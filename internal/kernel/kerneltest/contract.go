@@ -413,7 +413,7 @@ func dropDependents(want kernel.State, key kernel.Key) {
 			drop = ok && b.NS == gone.NS
 		case kernel.MeshTable:
 			switch k.(type) {
-			case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+			case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:
 				drop = true
 			}
 		case kernel.LiftTable:

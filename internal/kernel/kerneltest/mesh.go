@@ -61,6 +61,9 @@ func addMesh(s kernel.State, path string) {
 	s[kernel.MeshNet{Dev: meshEnd}] = kernel.MeshNetSpec{Source: meshAddr, Subnet: subnet}
 	s[kernel.MeshPort{Proto: model.TCP, Port: 81}] = kernel.MeshPortSpec{Alias: alias, To: 80}
 	s[kernel.MeshPort{Proto: model.UDP, Port: 53, Bind: vtepSelf}] = kernel.MeshPortSpec{Alias: alias, To: 1053}
+	s[kernel.MeshRange{Proto: model.TCP, Lo: 8000, Hi: 8999}] = kernel.MeshRangeSpec{Alias: alias}
+	s[kernel.MeshRange{Proto: model.TCP, Lo: 9000, Hi: 9001}] = kernel.MeshRangeSpec{Alias: alias.Next()}
+	s[kernel.MeshRange{Proto: model.UDP, Lo: 8000, Hi: 65535}] = kernel.MeshRangeSpec{Alias: alias}
 	s[kernel.MeshMasq{Alias: alias}] = kernel.MeshMasqSpec{}
 	s[kernel.MeshAllow{Alias: alias}] = kernel.MeshAllowSpec{From: "192.0.2.0/24 203.0.113.7/32"}
 }
@@ -80,6 +83,7 @@ func meshChanges(path string) []changeCase {
 		put(kernel.BackTable{NS: netA}, kernel.BackTableSpec{Router: other, Pool: meshPool, Bits: 24}),
 		put(kernel.Back{NS: netA, Block: otherBlock}, kernel.BackSpec{MAC: other}),
 		put(kernel.TaskRoute{Sandbox: path, Addr: member}, kernel.TaskRouteSpec{Subnet: subnet, Gateway: remote, Loose: true}),
+		put(kernel.TaskRoute{Sandbox: path, Addr: member}, kernel.TaskRouteSpec{Subnet: subnet, Gateway: gateway, Loose: true, Last: true}),
 		put(kernel.TaskMesh{Sandbox: path, Addr: member}, kernel.TaskMeshSpec{Pool: meshPool, MAC: other, Subnet: subnet}),
 		put(kernel.TaskMesh{Sandbox: path, Addr: remote}, kernel.TaskMeshSpec{Pool: meshPool, MAC: other, Subnet: subnet}),
 		put(kernel.MeshTable{}, kernel.MeshTableSpec{Devices: "slx"}),
@@ -88,6 +92,13 @@ func meshChanges(path string) []changeCase {
 		put(kernel.MeshPort{Proto: model.TCP, Port: 81}, kernel.MeshPortSpec{Alias: alias, To: 8080}),
 		put(kernel.MeshPort{Proto: model.SCTP, Port: 81}, kernel.MeshPortSpec{Alias: alias, To: 80}),
 		put(kernel.MeshPort{Proto: model.TCP, Port: 81, Bind: vtepSelf}, kernel.MeshPortSpec{Alias: alias, To: 80}),
+		put(kernel.MeshRange{Proto: model.TCP, Lo: 8000, Hi: 8999}, kernel.MeshRangeSpec{Alias: alias.Next()}),
+		put(kernel.MeshRange{Proto: model.TCP, Lo: 7000, Hi: 7999}, kernel.MeshRangeSpec{Alias: alias}),
+		put(kernel.MeshRange{Proto: model.SCTP, Lo: 1, Hi: 65535}, kernel.MeshRangeSpec{Alias: alias}),
+		{"a range shrinks", func(s kernel.State) {
+			delete(s, kernel.MeshRange{Proto: model.TCP, Lo: 8000, Hi: 8999})
+			s[kernel.MeshRange{Proto: model.TCP, Lo: 8001, Hi: 8500}] = kernel.MeshRangeSpec{Alias: alias}
+		}},
 		put(kernel.MeshMasq{Alias: alias.Next()}, kernel.MeshMasqSpec{}),
 		put(kernel.MeshAllow{Alias: alias}, kernel.MeshAllowSpec{From: "192.0.2.0/24"}),
 		put(kernel.MeshAllow{Alias: alias.Next()}, kernel.MeshAllowSpec{}),
@@ -113,6 +124,7 @@ func meshDrifts(path string) []driftCase {
 		{kernel.TaskMesh{Sandbox: path, Addr: member}, Deleted},
 		{kernel.MeshTable{}, Deleted}, {kernel.MeshTable{}, Flushed},
 		{kernel.MeshPort{Proto: model.TCP, Port: 81}, Deleted},
+		{kernel.MeshRange{Proto: model.TCP, Lo: 8000, Hi: 8999}, Deleted},
 		{kernel.MeshNet{Dev: meshEnd}, Flushed},
 		{kernel.MeshAllow{Alias: alias}, Flushed},
 	}

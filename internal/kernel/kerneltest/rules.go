@@ -73,7 +73,7 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.need(kernel.BridgeTable{NS: k.NS})
 	case kernel.Back:
 		return f.need(kernel.BackTable{NS: k.NS})
-	case kernel.MeshNet, kernel.MeshPort, kernel.MeshMasq, kernel.MeshAllow:
+	case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:
 		return f.need(kernel.MeshTable{})
 	case kernel.LiftFrom:
 		return f.need(kernel.LiftTable{NS: k.NS})

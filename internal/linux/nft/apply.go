@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
+	"sluice/internal/model"
 )
 
 // change is what one transaction shall make of a table: the net effect of a row
@@ -26,6 +27,9 @@ type change struct {
 	// counted are the chains among picks that have a number which outlives the change.
 	counted map[string]bool
 
+	// ranges are the ranges of ports to be (the alias) or not to be (nil), by rangeKey.
+	ranges map[model.Proto]map[string]*string
+
 	// alone lists, by set, beginnings of keys of which there is to be one only.
 	alone map[string][]string
 
@@ -39,7 +43,10 @@ type change struct {
 type elem struct{ have, want *string }
 
 func newChange() change {
-	return change{elems: map[string]map[string]elem{}, picks: map[string][]rule{}, counted: map[string]bool{}, alone: map[string][]string{}, sure: true}
+	return change{
+		elems: map[string]map[string]elem{}, picks: map[string][]rule{}, counted: map[string]bool{},
+		alone: map[string][]string{}, ranges: map[model.Proto]map[string]*string{}, sure: true,
+	}
 }
 
 // put says that an element shall have this data, and what it has so far.
@@ -68,6 +75,13 @@ func (c *change) onlyDeletes() bool {
 	for _, r := range c.picks {
 		if r != nil {
 			return false
+		}
+	}
+	for _, m := range c.ranges {
+		for _, alias := range m {
+			if alias != nil {
+				return false
+			}
 		}
 	}
 	return c.create == nil
@@ -99,7 +113,8 @@ func (c *change) observe(f found) {
 	}
 }
 
-// commit makes the change, in one transaction. First it believes the operations
+// commit makes the change, in one transaction, or in two if ranges of ports change
+// (swap). First it believes the operations
 // about what is there, which costs one exchange with the kernel. The kernel
 // refuses a transaction as a whole if that is wrong; then it looks for itself.
 func commit(nsFD int, rs ruleset, configured []string, c change) error {
@@ -114,7 +129,7 @@ func commit(nsFD int, rs ruleset, configured []string, c change) error {
 		return err
 	}
 	if c.sure && c.create == nil {
-		err := send(nsFD, rs, c, nil)
+		err := send(nsFD, rs, c, nil, nil)
 		if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY) {
 			return err
 		}
@@ -134,7 +149,15 @@ func commit(nsFD int, rs ruleset, configured []string, c change) error {
 		f = found{}
 	}
 	c.observe(f)
-	return send(nsFD, rs, c, &f)
+	swaps := c.swaps(f)
+	if len(swaps) == 0 {
+		return send(nsFD, rs, c, &f, nil)
+	}
+	gone := c.holdBack()
+	if err := send(nsFD, rs, c, &f, swaps); err != nil {
+		return err
+	}
+	return discard(nsFD, rs, swaps, gone)
 }
 
 // removeTable deletes the table with all that is in it.
@@ -215,7 +238,7 @@ func distinct(err error) error {
 // The order: what is referred to before what refers to it, deletions of elements
 // before additions, because the data of an element cannot be changed, and the
 // deletion of chains last, when no element points there any more.
-func send(nsFD int, rs ruleset, c change, f *found) error {
+func send(nsFD int, rs ruleset, c change, f *found, ranges []swap) error {
 	b, err := newBatch(nsFD, rs)
 	if err != nil {
 		return err
@@ -259,6 +282,9 @@ func send(nsFD int, rs ruleset, c change, f *found) error {
 		if err := b.elements(b.conn.SetAddElements, s, fresh); err != nil {
 			return err
 		}
+	}
+	if err := b.fill(rs, ranges); err != nil {
+		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.picks)) {
 		if c.picks[name] == nil {
@@ -413,6 +439,9 @@ func (s set) shape() (setShape, error) {
 	out := setShape{keyType: kt.GetNFTMagic(), keyLen: kt.Bytes, size: s.size, timeout: s.timeout}
 	if len(s.key) > 1 {
 		out.flags |= nftables.NFT_SET_CONCAT
+	}
+	if s.ranges {
+		out.flags |= unix.NFT_SET_INTERVAL
 	}
 	if s.timeout > 0 {
 		out.flags |= unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL

@@ -97,13 +97,16 @@
 //	client ◀─ host ◀─ mesh0 ◀─ br0 ◀─ bridge sluice-back ◀─ task             backRuleset
 //	                                   alias → MAC of the node that it belongs to
 //
-// A port is one element of a map, so a thousand of them cost what one does. A block of
+// A port is one element of a map, and so is a range of them that tasks have under the
+// same numbers (ranges.go): a thousand cost what one does. A block of
 // aliases belongs to one node: of two nodes that the same client port comes by, each
 // has its own alias, and the task's conntrack can tell them apart.
 //
 // # How it is changed
 //
-// Apply makes one transaction: packets meet the state before or the state after.
+// Apply makes one transaction: packets meet the state before or the state after. It
+// makes two where ranges of published ports change, see ranges.go: packets meet what
+// was and what will be in between.
 // It returns when the kernel has also freed what was deleted, one RCU grace
 // period later (4 to 16 ms at 250 Hz); packets do not wait for that. At 1,000
 // services of 10 backends, all from nothing takes 70 ms, and one backend more or
@@ -137,11 +140,11 @@
 //     client port to two such ports of a VIP are all answered from the first.
 //   - SCTP gets the backend's address, but never another port: its checksum is
 //     one that kernels before 5.15 cannot mend.
-//   - Published ports: UDP is for one network of a task, as TaskMeshSpec says. A server
-//     that is bound to no address, in a task without a default route, cannot answer
-//     clients outside. A container of this host is known by its bridge's name (docker…,
-//     br-…); one behind another is seen with its own address. Other tables of a task
-//     that drop or translate 250.0.0.0/8 come in between.
+//   - Published ports: UDP is for one network of a task, as TaskMeshSpec says. A
+//     container of this host is known by its bridge's name (docker…, br-…); one behind
+//     another is seen with its own address. Other tables of a task that drop or
+//     translate 250.0.0.0/8 come in between. A range of ports is an element for each
+//     port if it is published at single addresses, or under other numbers than tasks have.
 //   - A datagram's flow that is older than the publication of its port, or than its
 //     end, goes on as it was while it lasts: conntrack knows it, and whoever publishes
 //     has to delete it there (sluice/internal/linux does).

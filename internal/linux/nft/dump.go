@@ -261,6 +261,9 @@ func (c client) table(family nftables.TableFamily, table string, elems []string)
 		for _, as := range list {
 			parseElems(as, m)
 		}
+		if f.sets[s].isInterval() {
+			m = intervals(m)
+		}
 		f.elems[s] = m
 	}
 	return f, nil
@@ -350,13 +353,19 @@ func parseElems(as []attr, into map[string]string) {
 		}
 		for _, e := range attrs(a.data) {
 			var key, data string
+			var end bool
 			for _, f := range attrs(e.data) {
 				switch f.typ {
 				case unix.NFTA_SET_ELEM_KEY:
 					key, _ = parseData(f.data)
 				case unix.NFTA_SET_ELEM_DATA:
 					data, _ = parseData(f.data)
+				case unix.NFTA_SET_ELEM_FLAGS:
+					end = f.u32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
 				}
+			}
+			if end {
+				key += endMark
 			}
 			into[key] = data
 		}

@@ -55,6 +55,7 @@ func containerDevices() []string { return []string{"docker", "br-"} }
 // meshRuleset is table ip sluice-mesh.
 //
 //	to an address of the host ─▶ bound, published: to an alias and the task's port
+//	 │                           …-ranges: to an alias
 //	 └▶ routed into the network by its pair (slm…)
 //	     ├▶ forward      only what was published, by whom the alias allows
 //	     └▶ postrouting ─▶ net-slm…: the host's, its containers' and the network's own
@@ -67,6 +68,7 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 	types := func(t ...nftables.SetDatatype) []nftables.SetDatatype { return t }
 	in, out := device(expr.MetaKeyIIFNAME, spec.Devices), device(expr.MetaKeyOIFNAME, spec.Devices)
 	dnat := part(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0, RegProtoMin: r1, Specified: true})
+	dnatKeepsPort := part(&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0})
 	toUs := part(&expr.Fib{Register: r0, FlagDADDR: true, ResultADDRTYPE: true}, is(r0, native(unix.RTN_LOCAL)...))
 	l4proto := func(reg uint32) expr.Any { return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg} }
 	begins := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)...), is(r0, 0, 0, 0, 0))
@@ -92,11 +94,20 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 			{name: chainPostrouting, typ: nftables.ChainTypeNAT, hook: unix.NF_INET_POST_ROUTING, priority: sourcePriority},
 		},
 	}
+	for _, name := range allRangeSets() {
+		rs.sets = append(rs.sets, set{name: name, key: types(port), data: ip, ranges: true})
+	}
 	for _, name := range []string{chainPrerouting, chainOutput} {
 		rs.rules = append(rs.rules,
 			newRule(name, "to one address's port, "+spec.String(), toUs,
 				part(ipDaddr(r0), l4proto(r1), thDport(r2), mapped(r0, r0, mapBound)), dnat),
 			newRule(name, "to a port", toUs, part(l4proto(r0), thDport(r1), mapped(r0, r0, mapPublished)), dnat))
+		for _, p := range rangeProtos() {
+			for _, set := range rangeSets(p) {
+				rs.rules = append(rs.rules, newRule(name, "to "+set, toUs,
+					part(l4proto(r0), is(r0, p.Number()), thDport(r0), mapped(r0, r0, set)), dnatKeepsPort))
+			}
+		}
 	}
 	rs.rules = append(rs.rules,
 		newRule(chainInput, "networks only answer", in, begins, drop),
@@ -180,7 +191,9 @@ func parseAllow(comments []string) kernel.MeshAllowSpec {
 const brokenAllow = "?"
 
 // meshSets are the sets that Apply writes: all.
-func meshSets() []string { return []string{mapBound, mapPublished, setMasq, mapNets, mapAllow} }
+func meshSets() []string {
+	return append([]string{mapBound, mapPublished, setMasq, mapNets, mapAllow}, allRangeSets()...)
+}
 
 // nameKey is the name of a device as a key.
 func nameKey(dev string) string { return dev + strings.Repeat("\x00", unix.IFNAMSIZ-len(dev)) }
@@ -233,6 +246,7 @@ func meshState(f found) (kernel.State, error) {
 	}
 	ports(mapBound, 4)
 	ports(mapPublished, 0)
+	rangeStates(f, st)
 	for key := range f.elems[setMasq] {
 		if alias, ok := keyIP(key, 0); ok {
 			st[kernel.MeshMasq{Alias: alias}] = kernel.MeshMasqSpec{}
@@ -312,7 +326,8 @@ func (f found) hasChain(set, key, name string, rules []rule) (bool, error) {
 }
 
 // ApplyHost changes table ip sluice-mesh in one transaction; an error means that
-// nothing changed. Operations are of PhaseMesh; doing them again changes nothing.
+// nothing changed. Where ranges of ports change it takes a second one, which removes
+// ports: if only that fails, the error leaves all there that is wanted. Operations are of PhaseMesh; doing them again changes nothing.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 func (Tables) ApplyHost(nsFD int, ops []kernel.Op) error {
@@ -371,6 +386,8 @@ func (c *change) meshOp(op kernel.Op) error {
 		}
 		data := func(s kernel.MeshPortSpec) string { return string(octets(s.Alias)) + portData(s.To) + "\x00\x00" }
 		c.elem(op, set, key, data(have), data(want))
+	case kernel.MeshRange:
+		return c.rangeOp(k, op)
 	case kernel.MeshMasq:
 		if err := want4(k, k.Alias); err != nil {
 			return err

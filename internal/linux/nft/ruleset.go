@@ -33,6 +33,7 @@ type set struct {
 	name    string
 	key     []nftables.SetDatatype // the fields of its concatenation, each padded to 4 octets
 	data    nftables.SetDatatype   // zero for a set
+	ranges  bool                   // elements are intervals
 	timeout time.Duration          // > 0: packets add elements, which live this long unless a rule says otherwise
 	size    uint32                 // most elements; 0: no limit
 }
@@ -125,6 +126,7 @@ func (s set) kernelSet(t *nftables.Table, id uint32) (*nftables.Set, error) {
 		Table: t, ID: id, Name: s.name,
 		IsMap: s.isMap(), KeyType: kt, DataType: s.data,
 		Concatenation: len(s.key) > 1,
+		Interval:      s.ranges,
 		Dynamic:       s.timeout > 0, HasTimeout: s.timeout > 0, Timeout: s.timeout,
 		Size: s.size,
 	}, nil

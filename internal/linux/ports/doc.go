@@ -21,8 +21,10 @@
 // # Limits
 //
 //   - Be aware: one socket, and so one descriptor, for each port. Ranges are made of
-//     ports to the kernel; a socket that listens takes some 3 KiB of its memory. They
-//     take half of the descriptors that the process may have, and no more.
+//     ports to the kernel; a socket takes some 3 KiB of its memory, whether it listens
+//     or not. A thousand are opened in some 40 ms and closed in 15 ms; to Set them once
+//     more takes 1 ms. They take half of the descriptors that the process may have, and
+//     no more: what is beyond is told as not to be had, the highest ports first.
 //   - IPv4 only. A process may still have a port of IPv6 alone.
 //   - A port of the range from which the kernel chooses (ip_local_port_range) may be
 //     had by some client for as long as its connection lasts.
