@@ -111,6 +111,7 @@ func TestTheWayOfAPublishedPortInWords(t *testing.T) {
 		"entry-two-owners":  {publishing(both, elder(model.ServiceOptions{Published: "81/tcp"})), "81", true},
 		"entry-process":     {publishing(both, taken(81, "nginx (pid 7)")), "81", true},
 		"entry-range":       {publishing(model.ServiceOptions{Published: "8000-8009:9000-9009"}), "8004", false},
+		"entry-one-element": {publishing(model.ServiceOptions{Published: "8000-8009"}), "8004", false},
 		"entry-all":         {publishing(model.ServiceOptions{Published: "53/udp;80-90/tcp"}, elder(model.ServiceOptions{Published: "81:80/tcp"}), taken(85, "nginx (pid 7)")), "", true},
 		"entry-all-is-well": {publishing(both), "", false},
 	} {

@@ -200,21 +200,34 @@ func (d *doors) translated(p ingress.Port) (state, why string) {
 // rule is the kernel's object that translates a published port, which is one of a
 // run that a service has.
 func rule(run ingress.Port, port uint16) kernel.Key {
+	if run.Lo < run.Hi && run.To == run.Lo && !run.Addr.IsValid() {
+		return kernel.MeshRange{Proto: run.Proto, Lo: run.Lo, Hi: run.Hi}
+	}
 	return kernel.MeshPort{Bind: run.Addr, Proto: run.Proto, Port: port}
 }
 
 // elementOf is where table ip sluice-mesh has such an object.
 func elementOf(k kernel.Key) string {
-	if p, ok := k.(kernel.MeshPort); ok && p.Bind.IsValid() {
-		return "map bound"
+	switch k := k.(type) {
+	case kernel.MeshRange:
+		return fmt.Sprintf("maps %s-ranges", k.Proto) // the adapter has two, of which one is empty
+	case kernel.MeshPort:
+		if k.Bind.IsValid() {
+			return "map bound"
+		}
 	}
 	return "map published"
 }
 
 // leadsTo is what a state of the kernel translates such a port to.
 func leadsTo(s kernel.State, run ingress.Port, port uint16) (alias netip.Addr, to uint16, there bool) {
-	spec, there := s[rule(run, port)].(kernel.MeshPortSpec)
-	return spec.Alias, spec.To, there
+	switch spec := s[rule(run, port)].(type) {
+	case kernel.MeshPortSpec:
+		return spec.Alias, spec.To, true
+	case kernel.MeshRangeSpec:
+		return spec.Alias, port, true
+	}
+	return netip.Addr{}, 0, false
 }
 
 // leads reports whether the kernel gives new connections at an alias to anybody.
