@@ -271,6 +271,33 @@ func TestWhatBecameOfAPort(t *testing.T) {
 	}
 }
 
+// TestAServiceThatTakesAPortFromItself is told of that, not of a service that is older.
+func TestAServiceThatTakesAPortFromItself(t *testing.T) {
+	w := publishing(model.ServiceOptions{Published: "81"}, func(w *world) {
+		second(w)
+		w.view.Services[shop].Options[far] = model.ServiceOptions{Published: "81"}
+		w.view.Entries[far] = map[model.NodeID]model.Entry{"node1": {Addr: addr("10.254.15.1"), Number: 2, VTEP: addr("192.0.2.1")}}
+	})
+	var a diag.Ports
+	w.ask(t, diag.PathEntry, &a)
+	if len(a.Ports) != 2 || a.Ports[1].Why != "the service has it on another network" || len(a.Problems) != 1 || !strings.Contains(a.Problems[0].What, "service shop publishes port 81/tcp on several networks; on ") {
+		t.Errorf("%s", a.Text())
+	}
+}
+
+// TestALocalNetworkPublishesNothing, whatever its services' options say.
+func TestALocalNetworkPublishesNothing(t *testing.T) {
+	w := publishing(model.ServiceOptions{Published: "81"}, func(w *world) {
+		n := w.view.Networks[web]
+		n.Local = true
+		w.view.Networks[web] = n
+	})
+	var a diag.Ports
+	if w.ask(t, diag.PathEntry, &a); len(a.Ports)+len(a.Problems) > 0 {
+		t.Errorf("%s", a.Text())
+	}
+}
+
 // TestAKernelWithoutTheMesh is told of, if anybody publishes anything.
 func TestAKernelWithoutTheMesh(t *testing.T) {
 	w := publishing(model.ServiceOptions{Published: "81"}, func(w *world) {

@@ -56,6 +56,10 @@ func (s *Server) doors() *doors {
 		alias: make(map[site]netip.Addr), entry: make(map[model.NetworkID]model.Entry), at: make(map[site]service.Virtual),
 	}
 	d.won, d.lost = ingress.Own(ingress.Wants(v), v.Taken)
+	// Networks of one engine have no nodes to publish on.
+	local := func(id model.NetworkID) bool { return v.Networks[id].Local }
+	d.won = slices.DeleteFunc(d.won, func(p ingress.Port) bool { return local(p.Network) })
+	d.lost = slices.DeleteFunc(d.lost, func(l ingress.Loss) bool { return local(l.Network) })
 	for _, a := range ingress.Balanced(v) {
 		d.alias[site{a.Service, a.Network}] = a.Addr
 	}
@@ -112,6 +116,9 @@ func (d *doors) loss(l ingress.Loss) Port {
 	if l.Owner != "" {
 		x.Owner = &Owner{Kind: OwnerService, Name: l.OwnerName, ID: string(l.Owner)}
 		x.Why = "service " + orElse(l.OwnerName, string(l.Owner)) + " is older"
+		if l.Owner == l.Service {
+			x.Why = "the service has it on another network"
+		}
 	}
 	return x
 }
@@ -289,6 +296,9 @@ func (d *doors) problems(s *Server, ports []Port) []Problem {
 		case x.Owner != nil && x.Owner.Kind == OwnerProcess:
 			add(fmt.Sprintf("service %s does not have port %s%s here: it is held by %s", name, x.Port, at, x.Owner.Name),
 				"end that process, or publish another port (sluice.publish); it is tried again every few seconds")
+		case x.Owner != nil && x.Owner.ID == x.ServiceID:
+			add(fmt.Sprintf("service %s publishes port %s%s on several networks; on %s it does not have it", name, x.Port, at, x.Network),
+				"publish it on one of them (sluice.publish)")
 		case x.Owner != nil:
 			add(fmt.Sprintf("service %s does not have port %s%s: it belongs to service %s, which is older", name, x.Port, at, orElse(x.Owner.Name, x.Owner.ID)),
 				"publish another port with one of the two (sluice.publish)")

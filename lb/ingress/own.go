@@ -44,6 +44,9 @@ func (l Loss) String() string {
 	if l.Owner == "" {
 		return fmt.Sprintf("port %s/%s%s is held by %s", ports, l.Proto, at, l.OwnerName)
 	}
+	if l.Owner == l.Service {
+		return fmt.Sprintf("port %s/%s%s is published by the same service on another network", ports, l.Proto, at)
+	}
 	return fmt.Sprintf("port %s/%s%s belongs to service %s, which is older", ports, l.Proto, at, cmp.Or(l.OwnerName, string(l.Owner)))
 }
 

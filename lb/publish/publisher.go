@@ -175,7 +175,7 @@ func (p *Publisher) tell(v model.View, lost []ingress.Loss) {
 	}
 	for _, l := range lost {
 		if !slices.Contains(p.older, l) {
-			p.cfg.Log.Error("a published port is another service's", "service", cmp.Or(v.Services[l.Service].Name, string(l.Service)), "network", l.Network.Short(), "err", l.String())
+			p.cfg.Log.Error("a published port is not the service's", "service", cmp.Or(v.Services[l.Service].Name, string(l.Service)), "network", l.Network.Short(), "err", l.String())
 		}
 	}
 	for _, l := range p.older {
