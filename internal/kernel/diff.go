@@ -36,8 +36,9 @@ func (o Op) String() string {
 //     for its VXLAN device: the kernel destroys a namespace's devices late, and
 //     until then the VNI would be refused to a new network.
 //   - Translations in a task's namespace are not deleted one by one when its
-//     table goes: the table takes them with it. Nor are those of published ports. Nor are the destinations of an
-//     IPVS service that goes.
+//     table goes: the table takes them with it. Nor are the destinations of an
+//     IPVS service that goes. Published ports are: they are the first to go, and
+//     their table is the last.
 //
 // And one makes up for what the kernel does: a VXLAN device whose VNI, port or
 // source changes is made anew and loses its forwarding entries, so they are set
@@ -167,10 +168,6 @@ func dies(have, want State, k Key) bool {
 		return tableDies(have, want, k.Sandbox)
 	case TaskMesh:
 		return tableDies(have, want, k.Sandbox)
-	case MeshNet, MeshPort, MeshRange, MeshMasq, MeshAllow:
-		_, there := have[MeshTable{}]
-		_, wanted := want[MeshTable{}]
-		return there && !wanted
 	}
 	if k.Netns() == "" {
 		return false
@@ -201,7 +198,7 @@ func byPhase(a, b Key) int {
 // rank orders kinds that share a phase.
 func rank(k Key) int {
 	switch k.(type) {
-	case BridgeTable, TaskTable, TaskTunnel, TaskRoute, Filter, MarkTable, LiftTable, BackTable, IPVSTimeouts, MeshTable:
+	case BridgeTable, TaskTable, TaskTunnel, TaskRoute, Filter, MarkTable, LiftTable, BackTable, IPVSTimeouts:
 		return 0
 	case VIP, IPVSService, LiftFrom, LiftTo, Back, MeshNet, MeshMasq, MeshAllow:
 		return 1 // answers have a way before there are any

@@ -30,7 +30,8 @@ type Route struct {
 }
 
 // MeshTable is the nftables table of the host's namespace that translates published
-// ports; the other Mesh objects live in it.
+// ports, and keeps all else that networks send from the host and from others; the
+// other Mesh objects live in it.
 type MeshTable struct{}
 
 // MeshNet is a network that published ports lead into, by the host's end of its pair.
@@ -155,7 +156,7 @@ type TaskMeshSpec struct {
 // Phase implements Key.
 func (Forward) Phase() Phase   { return PhaseFilter }
 func (Route) Phase() Phase     { return PhaseNeigh }
-func (MeshTable) Phase() Phase { return PhaseMesh }
+func (MeshTable) Phase() Phase { return PhaseGuard }
 func (MeshNet) Phase() Phase   { return PhaseMesh }
 func (MeshPort) Phase() Phase  { return PhaseMesh }
 func (MeshRange) Phase() Phase { return PhaseMesh }

@@ -33,12 +33,14 @@ type Value interface{ fmt.Stringer }
 // Phase is a place in the order of creation; deletion runs backwards.
 type Phase int
 
-// The phases. Addresses come after links; the nftables objects of a namespace,
+// The phases. What guards the host from the networks that published ports lead into
+// comes before there is a way from one, and goes after it. Addresses come after links; the nftables objects of a namespace,
 // which are changed in one transaction with their deletions, after the
 // addresses they speak for; then task namespaces, because a backend counts as
 // prepared only when all else of it is done; published ports last, and they go first.
 const (
-	PhaseNetns Phase = iota
+	PhaseGuard Phase = iota
+	PhaseNetns
 	PhaseSysctl
 	PhaseBridge
 	PhaseVXLAN

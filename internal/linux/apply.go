@@ -43,7 +43,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 			k.applyFilter(run, out)
 		case phase == kernel.PhaseVIP || phase == kernel.PhaseTask:
 			k.applyTables(run, out)
-		case phase == kernel.PhaseMesh:
+		case phase == kernel.PhaseMesh || phase == kernel.PhaseGuard:
 			fill(out, k.applyMesh(run))
 		case isLinkDelete(run[0]):
 			fill(out, k.deleteLinks(run))
@@ -62,7 +62,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 // together reports whether b, which follows a, is done in one go with it.
 func together(a, b kernel.Op) bool {
 	switch phase := a.Key.Phase(); phase {
-	case kernel.PhaseFilter, kernel.PhaseVIP, kernel.PhaseTask, kernel.PhaseMesh:
+	case kernel.PhaseFilter, kernel.PhaseVIP, kernel.PhaseTask, kernel.PhaseMesh, kernel.PhaseGuard:
 		return b.Key.Phase() == phase
 	}
 	return isLinkDelete(a) && isLinkDelete(b) && a.Key.Netns() == b.Key.Netns()

@@ -44,9 +44,9 @@ type Tables interface {
 	DumpTask(nsFD int, sandbox string) (kernel.State, error)
 	// ApplyTask does all ops, which are PhaseTask objects of sandbox, in one transaction.
 	ApplyTask(nsFD int, sandbox string, ops []kernel.Op) error
-	// DumpHost returns the PhaseMesh objects of the host's namespace.
+	// DumpHost returns the PhaseGuard and PhaseMesh objects of the host's namespace.
 	DumpHost(nsFD int) (kernel.State, error)
-	// ApplyHost does all ops, which are PhaseMesh objects, in one transaction.
+	// ApplyHost does all ops, which are of these phases, in as few transactions as it can.
 	ApplyHost(nsFD int, ops []kernel.Op) error
 }
 
@@ -83,7 +83,7 @@ type Config struct {
 	// NoFilter leaves the host's chains and tables alone: they belong to another plugin on this
 	// host. Two that share them would undo each other's work.
 	NoFilter bool
-	// Tables changes nftables. Without it, dumps hold no PhaseVIP, PhaseMesh
+	// Tables changes nftables. Without it, dumps hold no PhaseGuard, PhaseVIP, PhaseMesh
 	// and PhaseTask objects but tunnels and routes, and applying one is kernel.ErrUnsupported.
 	Tables Tables
 	// IPVS changes IPVS. Without it, or on a kernel that lacks IPVS, dumps hold

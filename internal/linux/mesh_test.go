@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"strings"
 	"testing"
@@ -160,25 +161,37 @@ func meshFollows(t *testing.T, l *meshLab) {
 func TestMeshTakesOverOldFlows(t *testing.T) {
 	l := newMeshLab(t, false, "dr")
 	h := l.hosts[0]
-	c, err := dialMesh(l.client, "udp4", "", h.at(88))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if a, err := question(c); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Fatalf("before: %v, %v; want it refused", a, err)
-	}
-	want := l.state(h, model.Taken)
-	port := kernel.MeshPort{Proto: model.UDP, Port: 88}
-	want[port] = kernel.MeshPortSpec{Alias: h.alias(100), To: 80}
-	h.lead(t, want)
-	if a, err := question(c); err != nil || a.server == "" {
-		t.Fatalf("published: %v, %v", a, err)
-	}
-	delete(want, port)
-	h.lead(t, want)
-	if a, err := question(c); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Fatalf("afterwards: %v, %v; want it refused", a, err)
+	base := l.state(h, model.Taken)
+	delete(base, ranged(model.UDP, rangeLo, rangeHi))
+	h.lead(t, base)
+	for _, c := range []struct {
+		port  int
+		key   kernel.Key
+		value kernel.Value
+	}{
+		{88, kernel.MeshPort{Proto: model.UDP, Port: 88}, kernel.MeshPortSpec{Alias: h.alias(100), To: 80}},
+		{rangeHi, ranged(model.UDP, rangeLo, rangeHi), kernel.MeshRangeSpec{Alias: h.alias(105)}},
+	} {
+		t.Run(c.key.String(), func(t *testing.T) {
+			conn, err := dialMesh(l.client, "udp4", "", h.at(c.port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if a, err := question(conn); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatalf("before: %v, %v; want it refused", a, err)
+			}
+			want := maps.Clone(base)
+			want[c.key] = c.value
+			h.lead(t, want)
+			if a, err := question(conn); err != nil || a.server == "" {
+				t.Fatalf("published: %v, %v", a, err)
+			}
+			h.lead(t, base)
+			if a, err := question(conn); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatalf("afterwards: %v, %v; want it refused", a, err)
+			}
+		})
 	}
 }
 

@@ -327,7 +327,8 @@ func (f found) hasChain(set, key, name string, rules []rule) (bool, error) {
 
 // ApplyHost changes table ip sluice-mesh in one transaction; an error means that
 // nothing changed. Where ranges of ports change it takes a second one, which removes
-// ports: if only that fails, the error leaves all there that is wanted. Operations are of PhaseMesh; doing them again changes nothing.
+// ports: if only that fails, the error leaves all there that is wanted. Operations
+// are of PhaseGuard or PhaseMesh; doing them again changes nothing.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 func (Tables) ApplyHost(nsFD int, ops []kernel.Op) error {
