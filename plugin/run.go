@@ -160,6 +160,7 @@ func (p *parts) trouble() []diag.Problem {
 			Do:   "do what the text says, or remove the idle timeout of the services that run here",
 		})
 	}
+	out = append(append(out, p.giver.problem()...), p.asker.problem()...)
 	st := p.store.Status()
 	for _, d := range st.Damage {
 		out = append(out, diag.Problem{
