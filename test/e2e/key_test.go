@@ -2,9 +2,9 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -67,39 +67,55 @@ func TestANodeWithoutANetworkHasTheKey(t *testing.T) {
 	}
 }
 
+// TestAnAutolockedManagerSaysThatItCannotGiveTheKey: its own is encrypted then.
+func TestAnAutolockedManagerSaysThatItCannotGiveTheKey(t *testing.T) {
+	says := func(want bool) error {
+		return cluster.Wait(within(t), fmt.Sprintf("status tells of autolock: %t", want), func(context.Context) error {
+			var st diag.Status
+			sluice(t, 1, &st, "status")
+			for _, p := range st.Problems {
+				if strings.Contains(p.What, "autolocked") && strings.Contains(p.Do, "GOSSIP_KEY") {
+					if !want {
+						return fmt.Errorf("%+v", p)
+					}
+					return nil
+				}
+			}
+			if want {
+				return fmt.Errorf("problems: %+v", st.Problems)
+			}
+			return nil
+		})
+	}
+	docker(t, 1, "swarm", "update", "--autolock=true")
+	err := says(true)
+	docker(t, 1, "swarm", "update", "--autolock=false")
+	if err := errors.Join(err, says(false)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWhoHasAPublishedPortIsNamed: the plugin sees the host's processes.
 func TestWhoHasAPublishedPortIsNamed(t *testing.T) {
 	h := lab.Host(3)
-	program, err := place(h, filepath.Join(lab.Dir(), "probe"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(within(t))
-	holder := h.Command(ctx, program, "serve", "--tcp", "8099", "--exit-on-term")
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
+	id := docker(t, 3, "run", "-d", "-p", "8099:80", image.Probe) // which the engine's proxy listens for
 	t.Cleanup(func() {
-		cancel()
-		_ = holder.Wait() // killed
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := h.Docker(ctx, "rm", "-f", id); err != nil {
+			t.Error(err)
+		}
 	})
-	err = cluster.Wait(within(t), "the port is taken", func(ctx context.Context) error {
-		_, err := h.ExecNet(ctx, "sh", "-c", "ss -ltnH | grep -q :8099")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	network(t, "web")
 	docker(t, 1, "service", "create", "-d", "--no-resolve-image", "--name", "s1", "--stop-grace-period", "2s",
 		"--network", "name=web,driver-opt=sluice.publish=8099:80", "--constraint", "node.hostname=="+lab.Host(1).Name(), image.Probe)
 	t.Cleanup(func() { removeService(t, "s1") })
-	err = cluster.Wait(within(t), "host 3 tells who has the port", func(context.Context) error {
+	err := cluster.Wait(within(t), "host 3 tells who has the port", func(context.Context) error {
 		log, err := os.ReadFile(h.LogFile())
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(string(log), "port 8099/tcp is held by probe (pid ") {
+		if !strings.Contains(string(log), "port 8099/tcp is held by docker-proxy (pid ") {
 			return fmt.Errorf("not in %s", h.LogFile())
 		}
 		return nil
