@@ -17,6 +17,7 @@ import (
 	"sluice/internal/diag"
 	"sluice/internal/dockerapi"
 	"sluice/internal/keyring"
+	"sluice/internal/keyshare"
 	"sluice/internal/linux"
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
@@ -47,6 +48,8 @@ type parts struct {
 	ipam   *refusals
 	engine *dockerapi.Reader
 	gossip *gossiper
+	giver  *keyGiver
+	asker  *keyAsker
 	idle   *idle.Ender
 	ports  *ports.Holder
 	diag   *diag.Server
@@ -118,7 +121,13 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
 	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
-	p.gossip = newGossiper(cfg, p.hub, p.ring, log)
+	files := &keyshare.Files{
+		Socket: filepath.Join(cfg.HostRun, "docker.sock"), Proc: "/proc",
+		DataRoot: func() string { return p.hub.Engine().DataRoot },
+	}
+	p.giver = newKeyGiver(cfg, p.hub, p.ring, files.Read, log)
+	p.asker = &keyAsker{cfg: cfg, hub: p.hub, ring: p.ring, identity: files.Read, ask: keyshare.Ask, log: log}
+	p.gossip = newGossiper(cfg, p.hub, p.ring, p.asker.state, log)
 	if p.ports, err = ports.New("/proc"); err != nil {
 		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
 	}
@@ -205,6 +214,9 @@ func (p *parts) keyed() {
 	if p.gossip != nil {
 		p.gossip.wake()
 	}
+	if p.giver != nil {
+		p.giver.server.Wake()
+	}
 }
 
 // observe follows every round of the loop.
@@ -234,7 +246,7 @@ func (p *parts) run(ctx context.Context) {
 		last.Go(func() { p.monitor.Run(ctx, end) })
 	}
 	for _, f := range []func(context.Context){
-		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.runKernel, p.idle.Run, p.publish.Run, p.runDiag,
+		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.giver.run, p.asker.run, p.runKernel, p.idle.Run, p.publish.Run, p.runDiag,
 	} {
 		wg.Go(func() { f(ctx) })
 	}

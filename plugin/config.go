@@ -24,6 +24,7 @@ type Config struct {
 	GossipPort uint16         // TCP and UDP
 	GossipBind netip.Addr     // invalid: the engine's data-path address
 	GossipKey  options.Key    // empty: the swarm's own, which the leader makes
+	KeyPort    uint16         // TCP; where managers give the key to nodes without one
 	Pools      []netip.Prefix // where subnets come from, in the order they are used
 	SubnetBits int            // prefix length of a subnet that nobody chose
 	MeshPool   netip.Prefix   // of the addresses by which published ports are told apart
@@ -105,6 +106,12 @@ var settings = []setting{
 			c.GossipKey = options.Key(key)
 			return err
 		},
+	},
+	{
+		// The one after gossip's.
+		name: "KEY_PORT", value: "7948",
+		doc: "TCP port on which managers give the gossip key to nodes of the swarm that have no network yet, the same on every node. Not used with GOSSIP_KEY.",
+		set: func(c *Config, v string) (err error) { c.KeyPort, err = port(v); return err },
 	},
 	{
 		// The far end of 10.0.0.0/8: Swarm takes subnets from its near end, the
@@ -219,8 +226,11 @@ func parseConfig(getenv func(string) string) (Config, error) {
 	if c.VXLANPort == c.GossipPort {
 		errs = append(errs, fmt.Errorf("settings VXLAN_PORT and GOSSIP_PORT are both %d: both use UDP; choose two ports", c.VXLANPort))
 	}
-	if c.Metrics.Port() == c.GossipPort {
-		errs = append(errs, fmt.Errorf("settings METRICS_ADDR and GOSSIP_PORT both have port %d: both use TCP; choose two ports", c.GossipPort))
+	if c.KeyPort == c.GossipPort {
+		errs = append(errs, fmt.Errorf("settings KEY_PORT and GOSSIP_PORT are both %d: both use TCP; choose two ports", c.KeyPort))
+	}
+	if port := c.Metrics.Port(); port == c.GossipPort || port == c.KeyPort {
+		errs = append(errs, fmt.Errorf("setting METRICS_ADDR has port %d, as GOSSIP_PORT or KEY_PORT: all use TCP; choose another port", port))
 	}
 	for _, p := range c.Pools {
 		if p.Overlaps(c.MeshPool) {

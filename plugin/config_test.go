@@ -27,7 +27,7 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Scope: "global", VXLANPort: 4799, GossipPort: 7947,
+		Scope: "global", VXLANPort: 4799, GossipPort: 7947, KeyPort: 7948,
 		Pools: pool.DefaultSupernets(), SubnetBits: pool.DefaultBits, MeshPool: ingress.DefaultPool(),
 		Metrics:  netip.MustParseAddrPort("0.0.0.0:9247"),
 		LogLevel: slog.LevelInfo, StateDir: "/var/lib/sluice", HostRun: "/host/run",
@@ -40,7 +40,7 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 func TestSettingsAreRead(t *testing.T) {
 	got, err := parseConfig(env(map[string]string{
 		"SCOPE": "local", "VXLAN_PORT": "4789", "GOSSIP_PORT": " 7000 ", "GOSSIP_BIND": "192.0.2.7",
-		"GOSSIP_KEY": strings.Repeat("41", 32), "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24", "MESH_POOL": "11.0.0.0/8",
+		"GOSSIP_KEY": strings.Repeat("41", 32), "KEY_PORT": "7001", "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24", "MESH_POOL": "11.0.0.0/8",
 		"DATAPATH": "nft", "METRICS_ADDR": "127.0.0.1:9000", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
 	}))
 	if err != nil {
@@ -48,8 +48,8 @@ func TestSettingsAreRead(t *testing.T) {
 	}
 	want := Config{
 		Scope: "local", VXLANPort: 4789, GossipPort: 7000, GossipBind: netip.MustParseAddr("192.0.2.7"),
-		GossipKey: options.Key(strings.Repeat("A", 32)),
-		Pools:     prefixes("10.8.0.0/14", "10.16.0.0/16", "10.17.0.0/16", "10.18.0.0/16"), SubnetBits: 24,
+		GossipKey: options.Key(strings.Repeat("A", 32)), KeyPort: 7001,
+		Pools: prefixes("10.8.0.0/14", "10.16.0.0/16", "10.17.0.0/16", "10.18.0.0/16"), SubnetBits: 24,
 		MeshPool: netip.MustParsePrefix("11.0.0.0/8"),
 		Metrics:  netip.MustParseAddrPort("127.0.0.1:9000"),
 		NoIPVS:   true, LogLevel: slog.LevelDebug, StateDir: "/state", HostRun: "/hr",
@@ -67,6 +67,8 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 		{"MESH_POOL", "250.0.0.0/9", "no IPv4 prefix of length 8, such as 250.0.0.0/8"},
 		{"VXLAN_PORT", "7947", "VXLAN_PORT and GOSSIP_PORT are both 7947"},
 		{"GOSSIP_PORT", "7947/tcp", "from 1 to 65535"},
+		{"KEY_PORT", "7947", "KEY_PORT and GOSSIP_PORT are both 7947"},
+		{"KEY_PORT", "-1", "from 1 to 65535"},
 		{"GOSSIP_BIND", "0.0.0.0", "an IPv4 address of this node"},
 		{"GOSSIP_BIND", "eth0", "an IPv4 address of this node"},
 		{"GOSSIP_KEY", "hunter2", "GOSSIP_KEY=(redacted): not a gossip key"},

@@ -22,6 +22,7 @@ type gossiper struct {
 	cfg   Config
 	hub   *view.Hub
 	ring  *keyring.Ring
+	asked func() string // how the asking for a key goes; empty: nobody asks
 	log   *slog.Logger
 	woken chan struct{} // capacity 1
 
@@ -44,8 +45,8 @@ const maxHints = 16
 // start that failed because the port was taken.
 const restPeriod = 2 * time.Second
 
-func newGossiper(cfg Config, hub *view.Hub, ring *keyring.Ring, log *slog.Logger) *gossiper {
-	return &gossiper{cfg: cfg, hub: hub, ring: ring, log: log, woken: make(chan struct{}, 1), text: "starting"}
+func newGossiper(cfg Config, hub *view.Hub, ring *keyring.Ring, asked func() string, log *slog.Logger) *gossiper {
+	return &gossiper{cfg: cfg, hub: hub, ring: ring, asked: asked, log: log, woken: make(chan struct{}, 1), text: "starting"}
 }
 
 // wake asks for a look at what has changed.
@@ -190,7 +191,7 @@ func (g *gossiper) config() (gossip.Config, string) {
 	case !addr.IsValid():
 		return gossip.Config{}, "not running: the engine has not told the node's address yet"
 	case len(keys) == 0:
-		return gossip.Config{}, "not running: no key yet; it comes with the first network that this node serves"
+		return gossip.Config{}, noKey(engine.Manager, g.asked())
 	}
 	return gossip.Config{
 		Name:        string(self.Node),
@@ -200,6 +201,19 @@ func (g *gossiper) config() (gossip.Config, string) {
 		Seeds:       g.seeds(addr, engine),
 		Logger:      g.log,
 	}, ""
+}
+
+// noKey says why there is no key, and what is done about it.
+func noKey(manager bool, asked string) string {
+	text := "not running: no key yet; it comes with the first network of the swarm"
+	switch {
+	case manager: // which lists all networks
+	case asked != "":
+		text += ", from a manager: " + asked
+	default:
+		text += " that this node serves"
+	}
+	return text
 }
 
 // seeds is where other nodes may be: the managers, the nodes that the engine

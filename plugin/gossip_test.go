@@ -44,7 +44,7 @@ func newSpeaker(t *testing.T, cfg Config) *speaker {
 		t.Fatal(err)
 	}
 	s.ring = keyring.New(d, nil, nil, wake)
-	s.gossiper = newGossiper(cfg, s.hub, s.ring, log)
+	s.gossiper = newGossiper(cfg, s.hub, s.ring, func() string { return "" }, log)
 	return &s
 }
 

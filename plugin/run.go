@@ -168,6 +168,7 @@ func (p *parts) trouble() []diag.Problem {
 			})
 		}
 	}
+	out = append(append(out, p.giver.problem()...), p.asker.problem()...)
 	st := p.store.Status()
 	for _, d := range st.Damage {
 		out = append(out, diag.Problem{

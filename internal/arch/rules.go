@@ -45,6 +45,7 @@ var layers = []struct {
 	{"internal/linux/...", L2},
 	{"internal/gossip", L2},
 	{"internal/dockerapi", L2},
+	{"internal/keyshare", L2},
 	{"internal/store", L2},
 
 	{"driver", L3},

@@ -40,6 +40,7 @@ func address(s string) netip.Addr {
 
 type info struct {
 	hostName, version string
+	dataRoot          string
 	node              model.NodeID
 	addr              netip.Addr
 	managers          []netip.Addr
@@ -52,6 +53,7 @@ func parseInfo(body []byte) (info, error) {
 	var in struct {
 		Name          string
 		ServerVersion string
+		DockerRootDir string
 		Swarm         struct {
 			NodeID           model.NodeID
 			NodeAddr         string
@@ -69,6 +71,7 @@ func parseInfo(body []byte) (info, error) {
 	out := info{
 		hostName: in.Name,
 		version:  in.ServerVersion,
+		dataRoot: in.DockerRootDir,
 		node:     in.Swarm.NodeID,
 		addr:     address(in.Swarm.NodeAddr),
 		active:   in.Swarm.LocalNodeState == swarm.LocalNodeStateActive,

@@ -19,7 +19,7 @@ const (
 func worker() map[string]string {
 	return map[string]string{
 		"/plugins/p1/json": `{"Id":"p1","Name":"sluice:latest","Enabled":true}`,
-		"/info": `{"Name":"w1","ServerVersion":"20.10.24","Swarm":{"NodeID":"node2","NodeAddr":"10.77.0.12","LocalNodeState":"active",
+		"/info": `{"Name":"w1","ServerVersion":"20.10.24","DockerRootDir":"/var/lib/docker","Swarm":{"NodeID":"node2","NodeAddr":"10.77.0.12","LocalNodeState":"active",
 			"ControlAvailable":false,"Error":"","RemoteManagers":[{"NodeID":"node1","Addr":"10.77.0.11:2377"},{"NodeID":"node3","Addr":"0.0.0.0:2377"}]}}`,
 		"/containers/json": containersBody("running", "Up 5 seconds"),
 		"/networks": `[{"Name":"web","Id":"f9sxnet0000000000000000aa","Created":"2024-01-01T00:00:00Z","Scope":"swarm","Driver":"sluice:latest","EnableIPv6":false,

@@ -50,6 +50,7 @@ func (k *known) snapshot() model.EngineSnapshot {
 		Alias:    k.alias,
 		HostName: k.info.hostName,
 		Version:  k.info.version,
+		DataRoot: k.info.dataRoot,
 
 		SwarmValid: k.infoValid,
 		Active:     k.info.active,

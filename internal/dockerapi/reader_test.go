@@ -30,7 +30,7 @@ func TestAWorkerLearnsEverythingWithoutAManager(t *testing.T) {
 					return s.SwarmValid && c.Sandbox != "" && c.Task.VIP.IsValid()
 				})
 				want := model.EngineSnapshot{
-					Alias: "sluice:latest", HostName: "w1", Version: "20.10.24",
+					Alias: "sluice:latest", HostName: "w1", Version: "20.10.24", DataRoot: "/var/lib/docker",
 					SwarmValid: true, Active: true, Node: "node2", NodeAddr: addr("10.77.0.12"), Managers: []netip.Addr{addr("10.77.0.11")},
 					ContainersValid: true,
 					Containers:      map[model.EndpointID]model.EngineEndpoint{webEP: webEndpoint()},

@@ -13,6 +13,7 @@ type EngineSnapshot struct {
 	Alias    string // the plugin's own name, like sluice:latest; empty until known
 	HostName string
 	Version  string // of the engine
+	DataRoot string // the engine's data directory, as its own process sees it
 
 	// Swarm, from GET /info.
 	SwarmValid bool

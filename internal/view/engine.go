@@ -91,6 +91,7 @@ func believed(before, s model.EngineSnapshot) model.EngineSnapshot {
 	s.Alias = cmp.Or(s.Alias, before.Alias)
 	s.HostName = cmp.Or(s.HostName, before.HostName)
 	s.Version = cmp.Or(s.Version, before.Version)
+	s.DataRoot = cmp.Or(s.DataRoot, before.DataRoot)
 	if !s.SwarmValid {
 		s.Active, s.Node, s.NodeAddr = before.Active, before.Node, before.NodeAddr
 		s.NoSwarm, s.Managers, s.Manager, s.Leader = before.NoSwarm, before.Managers, before.Manager, before.Leader

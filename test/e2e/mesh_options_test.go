@@ -33,7 +33,6 @@ func anyone(netip.Addr) bool { return true }
 // TestMeshOptions: the addresses, nodes and sources that a port is for.
 func TestMeshOptions(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	near, far := clients(t)[0], clients(t)[1]
 	docker(t, 1, "node", "update", "--label-add", "Entry=True", lab.Host(2).Name())
 	defer docker(t, 1, "node", "update", "--label-rm", "Entry", lab.Host(2).Name())
@@ -84,7 +83,6 @@ func TestMeshOptions(t *testing.T) {
 // there before has it on its node.
 func TestMeshPortHasOneOwner(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	c := clients(t)[1]
 	older := service(t, "older", publish("web", "publish=81:80"), 1)[0].Container[:12]
 	younger := service(t, "younger", publish("web", "publish=81:80;82:80"), 1)[0].Container[:12]
@@ -125,7 +123,6 @@ func TestMeshPortHasOneOwner(t *testing.T) {
 // of their own node and of others.
 func TestMeshFromContainers(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	tasks := service(t, "s1", publish("web", "publish=81:80;81:53/udp"), 2, "--constraint", "node.hostname!=e3")
 	in, bridged := client(t, 1, "web"), client(t, 1, "bridge")
 	froms := map[string]struct {

@@ -106,7 +106,6 @@ func is(a netip.Addr) func(netip.Addr) bool { return func(b netip.Addr) bool { r
 // nodes' network and from elsewhere x source kept or not.
 func TestMesh(t *testing.T) {
 	id := network(t, "web", "--subnet", "10.250.0.0/20")
-	boot(t)
 	from := clients(t)
 	nodes := netip.MustParsePrefix("10.250.15.0/24")
 	type placed struct {
@@ -232,7 +231,6 @@ func spreads(t *testing.T, c *cluster.Client, port, n, tasks int, args ...string
 // TestMeshFollowsTheService: as it is scaled, to nothing and back, and as tasks move.
 func TestMeshFollowsTheService(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	c := clients(t)[1]
 	for _, mode := range []string{"vip", "dnsrr"} {
 		t.Run(mode, func(t *testing.T) {
@@ -283,11 +281,5 @@ func refuses(t *testing.T, c *cluster.Client, h *cluster.Host, port int) {
 	})
 	if err != nil {
 		t.Error(err)
-	}
-}
-
-func boot(t *testing.T) {
-	for i := 1; i <= 3; i++ {
-		docker(t, i, "run", "--rm", "--network", "web", "--entrypoint", "/bin/hostname", "sluice-probe:test")
 	}
 }

@@ -90,7 +90,6 @@ func (a *asked) end(t *testing.T, during string) {
 // while the service grows, tasks are replaced, plugins are killed and rules deleted.
 func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	c := clients(t)[1]
 	service(t, "s1", publish("web", "publish=81:80"), 3, "--update-order", "start-first",
 		"--health-cmd", "/probe health", "--health-interval", "1s", "--stop-grace-period", "20s")
@@ -147,7 +146,6 @@ func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 // left, and the node serves again when it is back.
 func TestMeshLosesANode(t *testing.T) {
 	network(t, "web")
-	boot(t)
 	c := clients(t)[0]
 	service(t, "here", publish("web", "publish=81:80"), 1, "--constraint", "node.hostname==e2")
 	service(t, "all", publish("web", "publish=82:80"), 3)

@@ -30,5 +30,8 @@
 //     had by some client for as long as its connection lasts.
 //   - A socket that is bound to a TCP port and does not listen is in no table of
 //     /proc: it has no name. Neither has a process that this one may not look into,
-//     or that is outside of its process namespace.
+//     which takes CAP_SYS_PTRACE, or that is outside of the process namespace of the
+//     /proc given. The plugin is in that of its host (pidhost in config.json).
+//   - To find a name, the descriptors of all processes are read until it is found.
+//     That is done only for ports that cannot be had, at each try.
 package ports
