@@ -87,7 +87,7 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 		{"METRICS_ADDR", "9247", "such as 0.0.0.0:9247"},
 		{"METRICS_ADDR", "0.0.0.0:0", "such as 0.0.0.0:9247"},
 		{"METRICS_ADDR", "localhost:9247", "or off"},
-		{"METRICS_ADDR", "0.0.0.0:7947", "METRICS_ADDR and GOSSIP_PORT both have port 7947"},
+		{"METRICS_ADDR", "0.0.0.0:7947", "METRICS_ADDR has port 7947"},
 		{"LOG_LEVEL", "info+2", "debug, info, warn or error"},
 		{"STATE_DIR", "state", "absolute path"},
 		{"HOST_RUN", "./run", "absolute path"},
