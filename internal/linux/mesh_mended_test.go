@@ -147,8 +147,19 @@ func meshInternal(t *testing.T, l *meshLab) {
 			}
 		}
 	}
-	// And the way in is none out.
 	h := l.hosts[0]
+	want := l.state(h, model.Taken)
+	run(t, h.task, "ip rule del pref %d", lastRule)
+	if len(kernel.Diff(h.dump(t), want)) == 0 {
+		t.Error("the rule for UDP is gone, and no difference is seen")
+	}
+	h.lead(t, want)
+	if ops := kernel.Diff(h.dump(t), want); len(ops) > 0 {
+		t.Errorf("after one round there is still to do: %v", ops)
+	}
+	l.want(t, "UDP, mended", askUDP, l.client, h.at(keepPort), "192.0.2.4")
+
+	// And the way in is none out.
 	for name, to := range map[string]string{"an outsider": "192.0.2.4", "its host": h.addr.String()} {
 		ns := map[string]*netnstest.NS{"an outsider": l.client, "its host": h.w.host}[name]
 		for proto, ask := range askers() {
