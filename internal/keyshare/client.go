@@ -59,6 +59,8 @@ func Ask(ctx context.Context, id Identity, manager netip.AddrPort) ([][]byte, er
 		return nil, fmt.Errorf("ask manager %s: %w", manager, err)
 	}
 	switch {
+	case ctx.Err() != nil: // what has come is the server's word on that
+		return nil, fmt.Errorf("ask manager %s: %w", manager, ctx.Err())
 	case res.StatusCode == http.StatusNoContent:
 		return nil, nil
 	case res.StatusCode != http.StatusOK:

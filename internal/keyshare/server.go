@@ -155,6 +155,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		case <-r.Context().Done():
+			http.Error(w, "this manager stops giving keys", http.StatusServiceUnavailable) // nothing at all would be 200
 			return
 		}
 	}
