@@ -17,12 +17,12 @@ import (
 )
 
 const (
-	// dead is how long the manager's host may be silent while a request waits there:
-	// three probes, one each 5 s, after 5 s. It may have lost its power.
+	// A manager's host that is silent while a request waits there is given up after
+	// 20 s: it may have lost its power.
 	probeEvery, probes = 5 * time.Second, 3
 	// maxReply bounds an answer: a key is 64 letters, and a swarm has one or two.
 	maxReply = 16 << 10
-	// maxKeys is how many keys are taken. More would be a mistake: the ring of a swarm
+	// maxKeys is how many keys are given and taken. More would be a mistake: the ring of a swarm
 	// grows by those of leaders that knew of no other.
 	maxKeys = 64
 	// maxRefusal bounds what is shown of a refusal.
@@ -30,8 +30,8 @@ const (
 )
 
 // Ask asks a manager for the gossip keys, and waits about a minute if it has none
-// yet; no keys and no error then. An error is no manager's of this swarm, or its
-// refusal; asking again later may help.
+// yet; no keys and no error then. An error says that no manager of this swarm was
+// there, or why it refused; asking again later may help. ctx ends the wait.
 func Ask(ctx context.Context, id Identity, manager netip.AddrPort) ([][]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, life)
 	defer cancel()
@@ -59,6 +59,8 @@ func Ask(ctx context.Context, id Identity, manager netip.AddrPort) ([][]byte, er
 		return nil, fmt.Errorf("ask manager %s: %w", manager, err)
 	}
 	switch {
+	case ctx.Err() != nil: // what has come is the server's word on that
+		return nil, fmt.Errorf("ask manager %s: %w", manager, ctx.Err())
 	case res.StatusCode == http.StatusNoContent:
 		return nil, nil
 	case res.StatusCode != http.StatusOK:

@@ -28,6 +28,6 @@
 //     prove themselves, and give nothing: ErrLocked.
 //   - Who may read the process of the engine (CAP_SYS_PTRACE, and the process
 //     namespace in which the engine is) may read the files.
-//   - Connections are bounded, for each address and in all, and each ends after some
-//     minutes at the latest. Who can come from many addresses can keep others out.
+//   - Connections are bounded, for each address and in all, and each ends after 80 s
+//     at the latest. Who can come from many addresses can keep others out.
 package keyshare

@@ -155,6 +155,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		case <-r.Context().Done():
+			http.Error(w, "this manager stops giving keys", http.StatusServiceUnavailable) // nothing at all would be 200
 			return
 		}
 	}
@@ -162,7 +163,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) give(w http.ResponseWriter, r *http.Request, node string, keys [][]byte) {
 	var out reply
-	for _, k := range keys {
+	for _, k := range keys[:min(len(keys), maxKeys)] { // the one to send with is the first
 		out.Keys = append(out.Keys, options.EncodeKey(k))
 	}
 	w.Header().Set("Content-Type", "application/json")
