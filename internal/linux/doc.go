@@ -19,7 +19,7 @@
 // its end, and a task behind such a port a rule and a table of routes (taskroute.go):
 //
 //	the host's namespace                          namespace sluice-<id>
-//	FORWARD ─▶ DOCKER-USER ─▶ SLUICE-MESH: ACCEPT
+//	FORWARD ─▶ DOCKER-USER, then SLUICE-MESH: ACCEPT
 //	ip sluice-mesh (Tables)                       default route, local routes of aliases
 //	slm… ── address, route of the aliases ─── veth ─── mesh0, quiet port of the bridge
 //

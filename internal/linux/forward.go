@@ -10,37 +10,30 @@ import (
 	"sluice/internal/kernel"
 )
 
-// The host's chain that lets the mesh's packets through. The engine sets the policy
-// of FORWARD to DROP and leaves DOCKER-USER to others:
+// The host's chain that lets the mesh's packets through, where the engine sets the
+// policy of FORWARD to DROP:
 //
-//	DOCKER-USER   -j SLUICE-MESH            FORWARD, where there is no engine's chain
+//	FORWARD       -j DOCKER-USER            if the engine has it: people's own rules come first
+//	              -j SLUICE-MESH
 //	SLUICE-MESH   -i slm+ -j ACCEPT
 //	              -o slm+ -j ACCEPT
 //
-// Which connections are the mesh's, its own table decides (Tables, PhaseMesh).
+// Not from within DOCKER-USER: before people's rules there it would pass what they
+// drop, and behind them it would miss what they let the engine's rules decide, by
+// RETURN. Which connections are the mesh's, its own table decides (Tables, PhaseMesh).
 
 const (
 	meshChain    = "SLUICE-MESH"
-	engineChain  = "DOCKER-USER"
 	forwardChain = "FORWARD"
 	meshJump     = "-j " + meshChain
+	userJump     = "-j DOCKER-USER"
 )
 
-// forwardRules is what `iptables -S` says of our chain and of those that lead to it.
+// forwardRules is what `iptables -S` says of our chain and of FORWARD.
 type forwardRules struct {
 	exists bool
-	engine bool     // there is DOCKER-USER
 	rules  []string // of the chain, without "-A SLUICE-MESH "
-	// in are the rules of DOCKER-USER and of FORWARD, by chain.
-	in map[string][]string
-}
-
-// parent is the chain that ours is to be jumped to from.
-func (f forwardRules) parent() string {
-	if f.engine {
-		return engineChain
-	}
-	return forwardChain
+	in     []string // of FORWARD, without "-A FORWARD "
 }
 
 // meshRules are the rules for devices whose names start so.
@@ -48,42 +41,35 @@ func meshRules(devices string) []string {
 	return []string{"-i " + devices + "+ -j ACCEPT", "-o " + devices + "+ -j ACCEPT"}
 }
 
-// strays are rules that lead to our chain and should not, by chain.
-func (f forwardRules) strays() map[string][]string {
-	out := map[string][]string{}
-	for chain, rules := range f.in {
-		kept := false
-		for _, r := range rules {
-			if !leadsToMesh(r) {
-				continue
-			}
-			if r == meshJump && chain == f.parent() && !kept {
-				kept = true
-				continue
-			}
-			out[chain] = append(out[chain], r)
-		}
-	}
-	return out
-}
+// place is where in FORWARD, counted from 1, the jump to our chain belongs.
+func (f forwardRules) place() int { return slices.Index(f.in, userJump) + 2 }
 
-// jumped reports whether the parent has the jump where packets come by.
+// jumped reports whether the only jump to our chain is behind people's rules, and no
+// rule there ends the way of all packets before it. The engine puts the jump to
+// DOCKER-USER first again and again; what it puts between that and ours drops nothing
+// of the mesh.
 func (f forwardRules) jumped() bool {
-	for _, r := range f.in[f.parent()] {
+	if len(f.leading()) != 1 {
+		return false
+	}
+	for _, r := range f.in[f.place()-1:] {
 		switch r {
 		case meshJump:
 			return true
-		case "-j RETURN", "-j ACCEPT", "-j DROP", "-j REJECT --reject-with icmp-port-unreachable":
+		case "-j RETURN", "-j ACCEPT", "-j DROP", "-j REJECT --reject-with icmp-port-unreachable", "-j REJECT --reject-with icmp-host-prohibited":
 			return false
 		}
 	}
 	return false
 }
 
-func leadsToMesh(rule string) bool {
-	f := strings.Fields(rule)
-	n := len(f)
-	return n >= 2 && f[n-1] == meshChain && (f[n-2] == "-j" || f[n-2] == "-g")
+// leading are the rules of FORWARD that lead to our chain.
+func (f forwardRules) leading() []string {
+	return slices.DeleteFunc(slices.Clone(f.in), func(rule string) bool {
+		w := strings.Fields(rule)
+		n := len(w)
+		return n < 2 || w[n-1] != meshChain || w[n-2] != "-j" && w[n-2] != "-g"
+	})
 }
 
 // state is the chain as an object; it has no devices if anything is not as we make it.
@@ -95,17 +81,17 @@ func (f forwardRules) state() kernel.State {
 	if len(f.rules) > 0 {
 		s, _ := strings.CutPrefix(f.rules[0], "-i ")
 		devices, _, _ := strings.Cut(s, "+")
-		if slices.Equal(f.rules, meshRules(devices)) && f.jumped() && len(f.strays()) == 0 {
+		if slices.Equal(f.rules, meshRules(devices)) && f.jumped() {
 			spec.Devices = devices
 		}
 	}
 	return kernel.State{kernel.Forward{}: spec}
 }
 
-// readForward lists our chain and, if it is there, what leads to it: a chain that is
-// jumped to cannot go.
+// readForward lists our chain and, if it is there, FORWARD: a chain that is jumped to
+// cannot go.
 func readForward(ipt *iptables.IPTables) (forwardRules, error) {
-	f := forwardRules{in: map[string][]string{}}
+	var f forwardRules
 	own, err := ipt.List(filterTable, meshChain)
 	if notExist(err) {
 		return f, nil
@@ -114,21 +100,15 @@ func readForward(ipt *iptables.IPTables) (forwardRules, error) {
 		return f, fmt.Errorf("list %s: %w", meshChain, err)
 	}
 	f.exists, f.rules = true, ownRules(own, meshChain)
-	return f, f.readParents(ipt)
+	return f, f.readParent(ipt)
 }
 
-func (f *forwardRules) readParents(ipt *iptables.IPTables) error {
-	for _, chain := range []string{engineChain, forwardChain} {
-		rules, err := ipt.List(filterTable, chain)
-		if notExist(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("list %s: %w", chain, err)
-		}
-		f.engine = f.engine || chain == engineChain
-		f.in[chain] = ownRules(rules, chain)
+func (f *forwardRules) readParent(ipt *iptables.IPTables) error {
+	rules, err := ipt.List(filterTable, forwardChain)
+	if err != nil && !notExist(err) {
+		return fmt.Errorf("list %s: %w", forwardChain, err)
 	}
+	f.in = ownRules(rules, forwardChain)
 	return nil
 }
 
@@ -149,7 +129,7 @@ func applyForward(ipt *iptables.IPTables, o kernel.Op) error {
 		if err := ipt.NewChain(filterTable, meshChain); err != nil {
 			return fmt.Errorf("make chain: %w", err)
 		}
-		if err := f.readParents(ipt); err != nil {
+		if err := f.readParent(ipt); err != nil {
 			return err
 		}
 	}
@@ -167,37 +147,23 @@ func applyForward(ipt *iptables.IPTables, o kernel.Op) error {
 		}
 	}
 	if f.jumped() {
-		return deleteStrays(ipt, f.strays())
+		return nil
 	}
-	// One further down comes to nothing.
-	if err := deleteStrays(ipt, f.leading()); err != nil {
-		return err
+	// The new one first: what passes goes on passing. It moves those behind it.
+	at := f.place()
+	if err := ipt.Insert(filterTable, forwardChain, at, strings.Fields(meshJump)...); err != nil {
+		return fmt.Errorf("jump from %s: %w", forwardChain, err)
 	}
-	if err := ipt.Insert(filterTable, f.parent(), 1, strings.Fields(meshJump)...); err != nil {
-		return fmt.Errorf("jump from %s: %w", f.parent(), err)
-	}
-	return nil
-}
-
-// leading are all rules that lead to our chain, by chain.
-func (f forwardRules) leading() map[string][]string {
-	out := map[string][]string{}
-	for chain, rules := range f.in {
-		for _, r := range rules {
-			if leadsToMesh(r) {
-				out[chain] = append(out[chain], r)
-			}
+	for i := len(f.in); i > 0; i-- {
+		if !slices.Contains(f.leading(), f.in[i-1]) {
+			continue
 		}
-	}
-	return out
-}
-
-func deleteStrays(ipt *iptables.IPTables, strays map[string][]string) error {
-	for chain, rules := range strays {
-		for _, r := range rules {
-			if err := ipt.Delete(filterTable, chain, strings.Fields(r)...); err != nil && !notExist(err) {
-				return fmt.Errorf("remove jump %q of %s: %w", r, chain, err)
-			}
+		now := i
+		if i >= at {
+			now++
+		}
+		if err := ipt.DeleteById(filterTable, forwardChain, now); err != nil {
+			return fmt.Errorf("remove jump %q: %w", f.in[i-1], err)
 		}
 	}
 	return nil
@@ -208,8 +174,10 @@ func deleteForward(ipt *iptables.IPTables, f forwardRules) error {
 	if !f.exists {
 		return nil
 	}
-	if err := deleteStrays(ipt, f.leading()); err != nil {
-		return err
+	for _, r := range f.leading() {
+		if err := ipt.Delete(filterTable, forwardChain, strings.Fields(r)...); err != nil && !notExist(err) {
+			return fmt.Errorf("remove jump %q: %w", r, err)
+		}
 	}
 	if err := ipt.ClearAndDeleteChain(filterTable, meshChain); err != nil && !notExist(err) {
 		return fmt.Errorf("remove chain: %w", err)

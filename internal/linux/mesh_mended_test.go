@@ -36,8 +36,9 @@ func meshMends(t *testing.T, l *meshLab) {
 		{"the table of ports", h.w.host, "nft delete table ip sluice-mesh"},
 		{"the ports in it", h.w.host, "nft flush map ip sluice-mesh published"},
 		{"the ranges in it", h.w.host, "nft flush map ip sluice-mesh tcp-ranges; flush map ip sluice-mesh tcp-ranges-2"},
-		{"the jump from DOCKER-USER", h.w.host, "iptables -F DOCKER-USER"},
-		{"a jump that comes too late", h.w.host, "iptables -I DOCKER-USER -j RETURN"},
+		{"the jump", h.w.host, "iptables -D FORWARD -j SLUICE-MESH"},
+		{"a jump that comes too late", h.w.host, "iptables -I FORWARD 2 -j DROP"},
+		{"a second jump, before people's rules", h.w.host, "iptables -I FORWARD -j SLUICE-MESH"},
 		{"the chain", h.w.host, "iptables -F SLUICE-MESH"},
 		{"the route of aliases", h.w.host, "ip route del " + h.block.String() + " dev " + end},
 		{"the gateway's MAC", h.w.host, "ip neigh del " + meshGateway.String() + " dev " + end},
@@ -113,7 +114,7 @@ func TestMeshBesideLegacyIPTables(t *testing.T) {
 	}
 	l := (&meshLab{mode: "dr", legacy: true}).start(t)
 	h := l.hosts[0]
-	if s := run(t, h.w.host, "iptables-legacy -S"); !strings.Contains(s, "-A DOCKER-USER -j SLUICE-MESH") {
+	if s := run(t, h.w.host, "iptables-legacy -S"); !strings.Contains(s, "-A FORWARD -j SLUICE-MESH") {
 		t.Errorf("no jump where the engine's chains are:\n%s", s)
 	}
 	if s := run(t, h.w.host, "iptables-nft -S"); strings.Contains(s, "SLUICE") {
@@ -122,12 +123,36 @@ func TestMeshBesideLegacyIPTables(t *testing.T) {
 	for name, ask := range askers() {
 		l.want(t, name, ask, l.client, h.at(keepPort), "192.0.2.4")
 	}
-	run(t, h.w.host, "iptables-legacy -F DOCKER-USER")
+	run(t, h.w.host, "iptables-legacy -D FORWARD -j SLUICE-MESH")
 	if _, err := short(askTCP, l.client, "", h.at(keepPort)); err == nil {
 		t.Error("without the jump it works too: the policy of FORWARD is not what the test takes it for")
 	}
 	h.lead(t, l.state(h, model.Taken))
 	l.want(t, "TCP, mended", askTCP, l.client, h.at(keepPort), "192.0.2.4")
+}
+
+// What people drop in DOCKER-USER stays dropped, and what they return from there passes.
+func TestMeshHeedsDockerUser(t *testing.T) {
+	l := (&meshLab{mode: "dr"}).start(t)
+	h := l.hosts[0]
+	run(t, h.w.host, "iptables -I DOCKER-USER -s 192.0.2.4 -j DROP")
+	for name, ask := range askers() {
+		if _, err := short(ask, l.client, "", h.at(keepPort)); err == nil {
+			t.Errorf("%s from a client that people drop is answered", name)
+		}
+		l.want(t, name+" from the host", ask, h.w.host, h.at(keepPort), h.mesh.String())
+	}
+	run(t, h.w.host, "iptables -F DOCKER-USER")
+	run(t, h.w.host, "iptables -A DOCKER-USER -s 192.0.2.4 -j RETURN")
+	run(t, h.w.host, "iptables -A DOCKER-USER -j DROP")
+	if ops := kernel.Diff(h.dump(t), l.state(h, model.Taken)); len(ops) > 0 {
+		t.Errorf("people's rules make work: %v", ops)
+	}
+	// The DROP behind is for the answers, too, as it would be for the engine's ports.
+	run(t, h.w.host, "iptables -I DOCKER-USER -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
+	for name, ask := range askers() {
+		l.want(t, name, ask, l.client, h.at(keepPort), "192.0.2.4")
+	}
 }
 
 // Tasks of an internal network have no way out but this. What they are asked by a

@@ -51,14 +51,16 @@ func TestForwardAsState(t *testing.T) {
 		devices string // "-": no object
 	}{
 		{"nothing", forwardRules{}, "-"},
-		{"whole", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump, "-j RETURN"}}}, "slm"},
-		{"without an engine", forwardRules{true, false, whole, map[string][]string{forwardChain: {"-i x -j ACCEPT", meshJump}}}, "slm"},
-		{"without jump", forwardRules{true, true, whole, map[string][]string{engineChain: {"-j RETURN"}}}, ""},
-		{"jump behind RETURN", forwardRules{true, true, whole, map[string][]string{engineChain: {"-j RETURN", meshJump}}}, ""},
-		{"two jumps", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump, meshJump}}}, ""},
-		{"jump from before the engine came", forwardRules{true, true, whole, map[string][]string{engineChain: {meshJump}, forwardChain: {meshJump}}}, ""},
-		{"empty", forwardRules{true, true, nil, map[string][]string{engineChain: {meshJump}}}, ""},
-		{"foreign rule", forwardRules{true, true, append([]string{"-j DROP"}, whole...), map[string][]string{engineChain: {meshJump}}}, ""},
+		{"whole", forwardRules{true, whole, []string{userJump, meshJump, "-j RETURN"}}, "slm"},
+		{"rules of the engine between", forwardRules{true, whole, []string{userJump, "-j DOCKER-ISOLATION-STAGE-1", meshJump}}, "slm"},
+		{"without an engine", forwardRules{true, whole, []string{"-i x -j ACCEPT", meshJump}}, "slm"},
+		{"without jump", forwardRules{true, whole, []string{userJump}}, ""},
+		{"jump before people's rules", forwardRules{true, whole, []string{meshJump, userJump}}, ""},
+		{"jump behind DROP", forwardRules{true, whole, []string{userJump, "-j DROP", meshJump}}, ""},
+		{"DROP before people's rules, which is not ours to judge", forwardRules{true, whole, []string{"-j DROP", userJump, meshJump}}, "slm"},
+		{"two jumps", forwardRules{true, whole, []string{userJump, meshJump, "-s 10.0.0.0/8 -j " + meshChain}}, ""},
+		{"empty", forwardRules{true, nil, []string{userJump, meshJump}}, ""},
+		{"foreign rule", forwardRules{true, append([]string{"-j DROP"}, whole...), []string{userJump, meshJump}}, ""},
 	} {
 		want := kernel.State{}
 		if tc.devices != "-" {

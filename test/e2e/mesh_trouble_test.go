@@ -126,8 +126,9 @@ func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 		h := lab.Host(2)
 		for name, damage := range map[string]string{
 			"table deleted":  "nft delete table ip sluice-mesh",
-			"chain flushed":  "iptables -F DOCKER-USER && iptables -A DOCKER-USER -j RETURN",
-			"chain gone":     "iptables -F DOCKER-USER; iptables -F SLUICE-MESH; iptables -X SLUICE-MESH; iptables -A DOCKER-USER -j RETURN",
+			"jump deleted":   "iptables -D FORWARD -j SLUICE-MESH",
+			"chain flushed":  "iptables -F SLUICE-MESH",
+			"chain gone":     "iptables -D FORWARD -j SLUICE-MESH; iptables -F SLUICE-MESH; iptables -X SLUICE-MESH",
 			"pair deleted":   "ip link del $(ip -br link | grep -o '^slm[^@]*')",
 			"routes flushed": "ip route flush dev $(ip -br link | grep -o '^slm[^@]*')",
 		} {
