@@ -18,26 +18,37 @@ type row struct{ connects, requests, bulk, packets []float64 }
 type result struct {
 	ways    []way
 	missing map[string]string
-	only    string // what was asked for, if not all
 	rounds  int
 	took    time.Duration
 	idle    float64
 	rows    map[string]row // by way/place
 }
 
-// print writes two tables in Markdown, with the first way as the measure.
-func (r *result) print(w io.Writer) error {
+func (r *result) name() string { return "datapaths" }
+
+// machine begins a table: how it was made, if only what was asked for.
+func (p *printer) machine(only string) {
+	if p.err != nil {
+		return
+	}
 	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return err
+	if p.err = unix.Uname(&u); p.err != nil {
+		return
 	}
-	p := &printer{w: w}
-	only := ""
-	if r.only != "" {
-		only = " ONLY=" + r.only
+	if only != "" {
+		only = " ONLY=" + only
 	}
-	p.line("Made by `make bench-vm%s WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel, %d rounds in %s. Processors were idle %.0f %% of the time.", only,
-		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), r.rounds, r.took.Round(time.Second), 100*r.idle)
+	p.line("Made by `make bench-vm%s WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel.", only,
+		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU())
+}
+
+func (p *printer) effort(rounds int, took time.Duration, idle float64) {
+	p.line("%d rounds in %s. Processors were idle %.0f %% of the time.", rounds, took.Round(time.Second), 100*idle)
+}
+
+// print writes two tables in Markdown, with the first way as the measure.
+func (r *result) print(p *printer) {
+	p.effort(r.rounds, r.took, r.idle)
 	for _, place := range places {
 		p.line("")
 		p.line("Task on %s. In brackets: how many times as good as Docker's own.", map[string]string{"near": "the client's node", "far": "another node"}[place.name])
@@ -59,7 +70,69 @@ func (r *result) print(w io.Writer) error {
 		p.line("")
 		p.line("Not measured: %s: %s.", name, r.missing[name])
 	}
-	return p.err
+}
+
+// meshRow is what was measured of one door, in microseconds.
+type meshRow struct{ connects, requests, datagrams, packets []float64 }
+
+// meshResult is a whole run from outside.
+type meshResult struct {
+	doors  []door
+	rounds int
+	took   time.Duration
+	idle   float64
+	rows   map[string]meshRow // by gate/place
+}
+
+func (r *meshResult) name() string { return "mesh" }
+
+// print writes two tables in Markdown, with two measures: the process, and Docker's.
+func (r *meshResult) print(p *printer) {
+	p.effort(r.rounds, r.took, r.idle)
+	for _, place := range places {
+		p.line("")
+		p.line("Task on %s. In brackets: the share of the process's rate, and how many times as good as Docker's.", map[string]string{"near": "the node that is asked", "far": "another node"}[place.name])
+		p.line("")
+		p.line("| port of | connections/s | connection p50, p99 | request p50, p99 | UDP request p50, p99 | UDP packets/s |")
+		p.line("|---|---|---|---|---|---|")
+		process, dockers := r.rows[plain+"/near"], r.rows[docker+"/"+place.name]
+		for _, d := range r.doors {
+			if d.place != place.name && d.gate.name != plain {
+				continue
+			}
+			x := r.rows[d.name()]
+			// compare is for times: the shorter, the better.
+			compare := func(of func(meshRow) float64) string {
+				return fmt.Sprintf("(%.2f, %.2f)", of(process)/of(x), of(dockers)/of(x))
+			}
+			half := func(of func(meshRow) []float64) string {
+				median := func(r meshRow) float64 { return quantile(of(r), 0.5) }
+				return fmt.Sprintf("%.0f µs %s, %.0f µs", median(x), compare(median), quantile(of(x), 0.99))
+			}
+			perConnect := func(m meshRow) float64 { return medianOfMeans(m.connects, r.rounds) }
+			perPacket := func(m meshRow) float64 { return quantile(m.packets, 0.5) }
+			p.line("| %s | %.0f %s | %s | %s | %s | %.0f %s |", d.gate.what,
+				1e6/perConnect(x), compare(perConnect),
+				half(func(m meshRow) []float64 { return m.connects }),
+				half(func(m meshRow) []float64 { return m.requests }),
+				half(func(m meshRow) []float64 { return m.datagrams }),
+				1e6/perPacket(x), compare(perPacket))
+		}
+	}
+}
+
+// medianOfMeans is the median of the rounds' means: a rate that what interrupts the
+// whole machine now and then has no part in.
+func medianOfMeans(samples []float64, rounds int) float64 {
+	n := len(samples) / max(rounds, 1)
+	if n == 0 {
+		return 0
+	}
+	var means []float64
+	for round := range slices.Chunk(samples, n) {
+		means = append(means, mean(round))
+	}
+	return quantile(means, 0.5)
 }
 
 // printer keeps the first error.
