@@ -101,39 +101,45 @@ func (r *meshResult) print(p *printer) {
 				continue
 			}
 			x := r.rows[d.name()]
-			// compare is for times: the shorter, the better.
-			compare := func(of func(meshRow) float64) string {
-				return fmt.Sprintf("(%.2f, %.2f)", of(process)/of(x), of(dockers)/of(x))
+			rate := func(of func(meshRow) []float64, sum func([]float64) float64) string {
+				each := perRound(of(x), r.rounds, sum)
+				return fmt.Sprintf("%.0f (%.2f, %.2f)", 1e6/median(each),
+					inTurns(perRound(of(process), r.rounds, sum), each), inTurns(perRound(of(dockers), r.rounds, sum), each))
 			}
-			half := func(of func(meshRow) []float64) string {
-				median := func(r meshRow) float64 { return quantile(of(r), 0.5) }
-				return fmt.Sprintf("%.0f µs %s, %.0f µs", median(x), compare(median), quantile(of(x), 0.99))
+			time := func(of func(meshRow) []float64) string {
+				each := perRound(of(x), r.rounds, median)
+				return fmt.Sprintf("%.0f µs (%.2f, %.2f), %.0f µs", median(of(x)),
+					inTurns(perRound(of(process), r.rounds, median), each), inTurns(perRound(of(dockers), r.rounds, median), each), quantile(of(x), 0.99))
 			}
-			perConnect := func(m meshRow) float64 { return medianOfMeans(m.connects, r.rounds) }
-			perPacket := func(m meshRow) float64 { return quantile(m.packets, 0.5) }
-			p.line("| %s | %.0f %s | %s | %s | %s | %.0f %s |", d.gate.what,
-				1e6/perConnect(x), compare(perConnect),
-				half(func(m meshRow) []float64 { return m.connects }),
-				half(func(m meshRow) []float64 { return m.requests }),
-				half(func(m meshRow) []float64 { return m.datagrams }),
-				1e6/perPacket(x), compare(perPacket))
+			connects := func(m meshRow) []float64 { return m.connects }
+			p.line("| %s | %s | %s | %s | %s | %s |", d.gate.what, rate(connects, mean), time(connects),
+				time(func(m meshRow) []float64 { return m.requests }),
+				time(func(m meshRow) []float64 { return m.datagrams }),
+				rate(func(m meshRow) []float64 { return m.packets }, median))
 		}
 	}
 }
 
-// medianOfMeans is the median of the rounds' means: a rate that what interrupts the
-// whole machine now and then has no part in.
-func medianOfMeans(samples []float64, rounds int) float64 {
-	n := len(samples) / max(rounds, 1)
-	if n == 0 {
-		return 0
+// perRound sums up the samples of each round.
+func perRound(samples []float64, rounds int, sum func([]float64) float64) []float64 {
+	var out []float64
+	for round := range slices.Chunk(samples, max(len(samples)/max(rounds, 1), 1)) {
+		out = append(out, sum(round))
 	}
-	var means []float64
-	for round := range slices.Chunk(samples, n) {
-		means = append(means, mean(round))
-	}
-	return quantile(means, 0.5)
+	return out
 }
+
+// inTurns is the usual ratio of two series of times in one round: what the machine
+// does besides falls on both of a round, and less so on all rounds.
+func inTurns(of, to []float64) float64 {
+	var ratios []float64
+	for i := range min(len(of), len(to)) {
+		ratios = append(ratios, of[i]/to[i])
+	}
+	return median(ratios)
+}
+
+func median(samples []float64) float64 { return quantile(samples, 0.5) }
 
 // printer keeps the first error.
 type printer struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -80,6 +81,17 @@ func limitReads(fd int, limit time.Duration) error {
 	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t)
 }
 
+// patient keeps the goroutine on a thread that lets others finish their turn when
+// something comes for it (sched(7), SCHED_BATCH). On one processor the server would
+// else begin with the first datagram of a batch, or not, as it happens.
+func patient() error {
+	runtime.LockOSThread()
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH}, 0); err != nil {
+		return fmt.Errorf("set the thread's scheduling policy: %w", err)
+	}
+	return nil
+}
+
 // await repeats a bounded call until something has come. When ctx ends first, that is
 // the error.
 func await(ctx context.Context, do func() (int, error)) (int, error) {
@@ -96,6 +108,9 @@ func await(ctx context.Context, do func() (int, error)) (int, error) {
 
 // echoStreams serves one connection after the other.
 func echoStreams(ctx context.Context, listener int, host string) error {
+	if err := patient(); err != nil {
+		return err
+	}
 	in := make([]byte, 64<<10)
 	for {
 		var from unix.Sockaddr
@@ -133,6 +148,9 @@ func echoStreams(ctx context.Context, listener int, host string) error {
 
 // echoDatagrams serves all that come to a socket, as many at a time as are there.
 func echoDatagrams(ctx context.Context, socket int, host string) error {
+	if err := patient(); err != nil {
+		return err
+	}
 	b := newBatch()
 	for {
 		n, err := await(ctx, func() (int, error) { return b.receive(socket) })

@@ -47,10 +47,10 @@ func turns(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("turns", flag.ContinueOnError)
 	to := f.String("to", "", "servers, as `NAME=ADDR:PORT,...`, for TCP and UDP")
 	rounds := f.Int("rounds", 50, "number of rounds")
-	connects := f.Int("connects", 10, "connections to each server in a round")
-	requests := f.Int("requests", 20, "requests to each server in a round, on a connection that stays open")
-	datagrams := f.Int("datagrams", 20, "datagrams to each server in a round")
-	batches := f.Int("batches", 5, fmt.Sprintf("batches of %d datagrams to each server in a round", batchSize))
+	connects := f.Int("connects", 2, "connections to each server in a round")
+	requests := f.Int("requests", 5, "requests to each server in a round, on a connection that stays open")
+	datagrams := f.Int("datagrams", 5, "datagrams to each server in a round")
+	batches := f.Int("batches", 1, fmt.Sprintf("batches of %d datagrams to each server in a round", batchSize))
 	if err := parse(f, args, 0, stderr); err != nil {
 		return err
 	}
@@ -67,6 +67,9 @@ func turns(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err := t.open(); err != nil {
 			return fmt.Errorf("%s: %w", t.Name, err)
 		}
+	}
+	if err := patient(); err != nil {
+		return err
 	}
 	idle, total, err := processors()
 	if err != nil {
