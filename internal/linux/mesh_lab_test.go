@@ -76,7 +76,7 @@ const (
 	// Published ports, and what they lead to.
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
 	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
-	secondPort                              = 90
+	secondPort, nearPort, farPort           = 90, 91, 92
 )
 
 var (
@@ -101,6 +101,7 @@ type meshService struct {
 	vip     byte // 0: endpoint mode dnsrr
 	options model.ServiceOptions
 	empty   bool // nobody serves it
+	only    int  // the host of its only task; 0: both have one
 }
 
 // meshServices are those of the lab. One task is of several, unlike in a swarm, so
@@ -110,6 +111,8 @@ func meshServices() []meshService {
 		{name: "empty", vip: 101, options: model.ServiceOptions{Published: "86:80/tcp;86:80/udp"}, empty: true},
 		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
 		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
+		{name: "near", vip: 104, options: model.ServiceOptions{Published: "91:7000/tcp;91:7000/udp"}, only: 1},
+		{name: "far", vip: 105, options: model.ServiceOptions{Published: "92:7000/tcp;92:7000/udp"}, only: 2},
 		{name: "dnsrr", options: model.ServiceOptions{Published: "89:80/tcp;89:80/udp"}},
 		{name: "kept", vip: 100, options: model.ServiceOptions{
 			Published: "81:80/tcp;81:80/udp;82:1053/tcp;82:1053/udp;83:9/tcp;83:9/udp;84:9000/tcp;84:9000/udp",
@@ -171,7 +174,7 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}
 		own := taskAddr(o.n)
 		task := model.Task{Service: id, ServiceName: s.name, VIP: vip, Ready: true}
-		if s.empty {
+		if s.empty || s.only != 0 && s.only != o.n {
 			task = model.Task{}
 		}
 		switch {
@@ -223,12 +226,12 @@ func (l *meshLab) second(h *meshHost, v model.View, p model.Phase) {
 func secondAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 255, 16, byte(2 + n)}) }
 
 // newMeshLab makes all of it, as the engine and the plugin do.
-func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
+func newMeshLab(t testing.TB, byIPVS bool, mode string) *meshLab {
 	t.Helper()
 	return (&meshLab{ipvs: byIPVS, mode: mode}).start(t)
 }
 
-func (l *meshLab) start(t *testing.T) *meshLab {
+func (l *meshLab) start(t testing.TB) *meshLab {
 	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN, netnstest.IPTables, netnstest.NFTables)
 	lan := netnstest.LAN(t, 5)
@@ -327,7 +330,7 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 
 func (h *meshHost) at(port int) string { return fmt.Sprintf("%s:%d", h.addr, port) }
 
-func (h *meshHost) dump(t *testing.T) kernel.State {
+func (h *meshHost) dump(t testing.TB) kernel.State {
 	t.Helper()
 	var sandboxes []string
 	if h.sandbox != "" {
@@ -341,7 +344,7 @@ func (h *meshHost) dump(t *testing.T) kernel.State {
 }
 
 // lead applies the difference to want once.
-func (h *meshHost) lead(t *testing.T, want kernel.State) {
+func (h *meshHost) lead(t testing.TB, want kernel.State) {
 	t.Helper()
 	ops := kernel.Diff(h.dump(t), want)
 	for i, err := range h.k.Apply(t.Context(), ops) {
@@ -355,7 +358,7 @@ func (h *meshHost) lead(t *testing.T, want kernel.State) {
 type said struct{ server, client string }
 
 // serveMesh starts the servers of a task; one at port 9000 sends a megabyte.
-func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
+func serveMesh(t testing.TB, task *netnstest.NS, name string, addrs []string) {
 	t.Helper()
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
