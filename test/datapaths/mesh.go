@@ -18,7 +18,7 @@ import (
 type gate struct {
 	name    string
 	what    string                                  // for people
-	args    []string                                // of docker network create; none: see bases
+	args    []string                                // of docker network create; a process has no network
 	publish func(network string, port int) []string // arguments of docker service create
 	pin     func(id string) string                  // the namespace whose IPVS counts connections, in /run
 	ipvs    bool                                    // they must show there
@@ -28,10 +28,9 @@ type gate struct {
 // The gates that the others are compared with: a process that listens on the port
 // itself, and Docker's own.
 const (
-	plain  = "process"
-	docker = "published"
-
-	compared = 2
+	plain    = "process"
+	docker   = "published"
+	compared = 2 // these
 )
 
 // gates begin with those two.
