@@ -103,7 +103,7 @@ test-e2e: test-deps build ## tests with real Docker engines, in namespaces; ENGI
 bench: build ## what the project promises of speed and size, as one table; most of it needs root
 	$(GO) run ./test/bench
 
-bench-vm: test-deps build ## Docker's service VIPs and ours side by side, on a kernel with ip_vs; ONLY=dr,nft-dr some, WRITE=docs/benchmarks.md keeps the table
+bench-vm: test-deps build ## Docker's service VIPs and published ports and ours side by side, on a kernel with ip_vs; ONLY=dr,mesh-nft some, WRITE=docs/benchmarks.md keeps the tables
 	$(GO) build -o build/datapaths ./test/datapaths
 	test/vm/run-in-vm -n ip_vs -m 4G -w docs -- build/datapaths $(if $(ONLY),-only $(ONLY)) $(if $(WRITE),-write $(WRITE))
 

@@ -23,7 +23,7 @@ type said struct{ server, client string }
 
 // serveMesh starts the servers of a task; one at port 9000 sends a megabyte. Answers of
 // UDP are as long as the question at least.
-func serveMesh(t *testing.T, task *netnstest.NS, name string, addrs []string) {
+func serveMesh(t testing.TB, task *netnstest.NS, name string, addrs []string) {
 	t.Helper()
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)

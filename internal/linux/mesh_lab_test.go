@@ -81,6 +81,7 @@ const (
 	keepPort, ownPort, closedPort, bulkPort = 81, 82, 83, 84
 	masqPort, emptyPort, allowPort, rrPort  = 85, 86, 87, 89
 	secondPort, boundPort                   = 90, 91
+	nearPort, farPort                       = 93, 94
 	rangeLo, rangeHi                        = 8000, 8999 // of TCP and UDP, kept as they are
 )
 
@@ -109,6 +110,7 @@ type meshService struct {
 	vip     byte // 0: endpoint mode dnsrr
 	options model.ServiceOptions
 	empty   bool // nobody serves it
+	only    int  // the host of its only task; 0: both have one
 }
 
 // rangePorts are the ports near the ends of the range and one in it; those outside of
@@ -122,6 +124,8 @@ func meshServices() []meshService {
 		{name: "empty", vip: 101, options: model.ServiceOptions{Published: "86:80/tcp;86:80/udp"}, empty: true},
 		{name: "masqueraded", vip: 102, options: model.ServiceOptions{Published: "85:80/tcp;85:80/udp", Source: model.Masquerade}},
 		{name: "for some", vip: 103, options: model.ServiceOptions{Published: "87:80/tcp;87:80/udp", Allow: "198.51.100.0/24"}},
+		{name: "near", vip: 106, options: model.ServiceOptions{Published: "93:7000/tcp;93:7000/udp"}, only: 1},
+		{name: "far", vip: 107, options: model.ServiceOptions{Published: "94:7000/tcp;94:7000/udp"}, only: 2},
 		{name: "dnsrr", options: model.ServiceOptions{Published: "89:80/tcp;89:80/udp"}},
 		{name: "bound", vip: 104, options: model.ServiceOptions{Published: "91:80/tcp;91:80/udp", Bind: "192.0.2.1;203.0.113.1"}},
 		{name: "range", vip: 105, options: model.ServiceOptions{Published: "8000-8999/tcp;8000-8999/udp"}},
@@ -185,7 +189,7 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}
 		own := taskAddr(o.n)
 		task := model.Task{Service: id, ServiceName: s.name, VIP: vip, Ready: true}
-		if s.empty {
+		if s.empty || s.only != 0 && s.only != o.n {
 			task = model.Task{}
 		}
 		switch {
@@ -237,12 +241,12 @@ func (l *meshLab) second(h *meshHost, v model.View, p model.Phase) {
 func secondAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 255, 16, byte(2 + n)}) }
 
 // newMeshLab makes all of it, as the engine and the plugin do.
-func newMeshLab(t *testing.T, byIPVS bool, mode string) *meshLab {
+func newMeshLab(t testing.TB, byIPVS bool, mode string) *meshLab {
 	t.Helper()
 	return (&meshLab{ipvs: byIPVS, mode: mode}).start(t)
 }
 
-func (l *meshLab) start(t *testing.T) *meshLab {
+func (l *meshLab) start(t testing.TB) *meshLab {
 	t.Helper()
 	netnstest.Need(t, netnstest.Root, netnstest.Bridge, netnstest.Veth, netnstest.VXLAN, netnstest.IPTables, netnstest.NFTables)
 	lan := netnstest.LAN(t, 5)
@@ -336,7 +340,7 @@ func (l *meshLab) start(t *testing.T) *meshLab {
 
 // ready waits until a host leads to both tasks: the kernel tells a bridge of a port's
 // carrier from a work queue, and first packets may come too early.
-func (l *meshLab) ready(t *testing.T, h *meshHost) {
+func (l *meshLab) ready(t testing.TB, h *meshHost) {
 	t.Helper()
 	for late := time.Now().Add(10 * time.Second); ; {
 		got := map[string]bool{}
@@ -357,7 +361,7 @@ func (l *meshLab) ready(t *testing.T, h *meshHost) {
 
 func (h *meshHost) at(port int) string { return fmt.Sprintf("%s:%d", h.addr, port) }
 
-func (h *meshHost) dump(t *testing.T) kernel.State {
+func (h *meshHost) dump(t testing.TB) kernel.State {
 	t.Helper()
 	var sandboxes []string
 	if h.sandbox != "" {
@@ -371,7 +375,7 @@ func (h *meshHost) dump(t *testing.T) kernel.State {
 }
 
 // lead applies the difference to want once.
-func (h *meshHost) lead(t *testing.T, want kernel.State) {
+func (h *meshHost) lead(t testing.TB, want kernel.State) {
 	t.Helper()
 	ops := kernel.Diff(h.dump(t), want)
 	for i, err := range h.k.Apply(t.Context(), ops) {

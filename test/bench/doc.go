@@ -3,7 +3,7 @@
 // verdict, and the load of the machine while it was measured.
 //
 //	go run ./test/bench              everything
-//	go run ./test/bench -only plan   one part: join, address, plan, image, packets
+//	go run ./test/bench -only plan   one part: join, address, plan, image, packets, mesh
 //
 // The parts that touch a kernel need root. As root, the command starts itself
 // once more in namespaces of its own, for processes, mounts and the network:

@@ -49,6 +49,7 @@ var parts = []part{
 	{"plan", false, plans},
 	{"image", false, image},
 	{"packets", true, packets},
+	{"mesh", true, mesh},
 }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {

@@ -45,6 +45,8 @@ func startUnderlay(ctx context.Context, book *ledger, logPath string) (*box, err
 			// per second and destination, would swallow them.
 			"net.ipv4.icmp_ratelimit":    "0",
 			"net.ipv4.icmp_msgs_per_sec": "100000",
+			// A switch is no firewall: what the hosts' bridges cost shall show.
+			"net.bridge.bridge-nf-call-iptables": "0",
 		},
 	})
 	if err != nil {

@@ -64,7 +64,8 @@ type lab struct {
 	client   string            // container on host 1
 }
 
-// newLab makes it; what was made is gone after an error.
+// newLab makes it, without networks if no ways are asked for; what was made is gone
+// after an error.
 func newLab(ctx context.Context, asked []way, progress io.Writer) (*lab, error) {
 	root, err := moduleRoot()
 	if err != nil {
@@ -87,7 +88,9 @@ func newLab(ctx context.Context, asked []way, progress io.Writer) (*lab, error) 
 			return l.cluster.InstallPlugin(ctx, plugin, filepath.Join(root, "build", "plugin"))
 		},
 		func(ctx context.Context) error { return l.cluster.Swarm(ctx, 1) },
-		l.networks, l.services, l.connect,
+	}
+	if len(asked) > 0 {
+		steps = append(steps, l.networks, l.services, l.connect)
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -175,20 +178,24 @@ func (l *lab) answers(ctx context.Context, w way, place string) error {
 	})
 }
 
-// namespace is where a network's VIPs are served on host 1: sluice's own, or the
+// namespace is where a network's VIPs are served, below /run: sluice's own, or the
 // engine's sandbox for them (moby libnetwork/service_linux.go: "lb_" and nine digits).
 func (l *lab) namespace(w way) string {
 	id := l.ids[w.name]
-	pin := "netns/sluice-" + id[:min(12, len(id))]
 	if w.name == ways[0].name {
-		pin = "docker/netns/lb_" + id[:9]
+		return "docker/netns/lb_" + id[:9]
 	}
-	return fmt.Sprintf("/proc/%d/root/run/%s", l.cluster.Host(1).PID(), pin)
+	return pinned(id)
 }
 
-// conns are the connections that IPVS has counted for a network on host 1.
-func (l *lab) conns(ctx context.Context, w way) (int, error) {
-	out, err := l.cluster.Host(1).ExecNet(ctx, "nsenter", "--net="+l.namespace(w), "--", "ipvsadm", "-L", "-n", "--stats", "--exact")
+// pinned is the namespace of a network of sluice.
+func pinned(id string) string { return "netns/sluice-" + id[:min(12, len(id))] }
+
+// conns are the connections that IPVS has counted in a namespace of host 1, which is
+// pinned at a path in /run.
+func (l *lab) conns(ctx context.Context, pin string) (int, error) {
+	h := l.cluster.Host(1)
+	out, err := h.ExecNet(ctx, "nsenter", fmt.Sprintf("--net=/proc/%d/root/run/%s", h.PID(), pin), "--", "ipvsadm", "-L", "-n", "--stats", "--exact")
 	if err != nil {
 		return 0, err
 	}
@@ -231,7 +238,7 @@ func (l *lab) measure(ctx context.Context, rounds int, progress io.Writer) (*res
 	}
 	before := map[string]int{}
 	for _, w := range l.ways {
-		n, err := l.conns(ctx, w)
+		n, err := l.conns(ctx, l.namespace(w))
 		if err != nil {
 			return nil, err
 		}
@@ -260,7 +267,7 @@ func (l *lab) measure(ctx context.Context, rounds int, progress io.Writer) (*res
 	defer cancel()
 	for _, w := range l.ways {
 		err := cluster.Wait(ctx, fmt.Sprintf("IPVS has counted the %d connections to VIPs of %s", made[w.name], w.name), func(ctx context.Context) error {
-			n, err := l.conns(ctx, w)
+			n, err := l.conns(ctx, l.namespace(w))
 			if grown := n - before[w.name]; err == nil && (w.ipvs && grown < made[w.name]*9/10 || !w.ipvs && n > 0) {
 				err = fmt.Errorf("it has counted %d", grown)
 			}

@@ -18,26 +18,37 @@ type row struct{ connects, requests, bulk, packets []float64 }
 type result struct {
 	ways    []way
 	missing map[string]string
-	only    string // what was asked for, if not all
 	rounds  int
 	took    time.Duration
 	idle    float64
 	rows    map[string]row // by way/place
 }
 
-// print writes two tables in Markdown, with the first way as the measure.
-func (r *result) print(w io.Writer) error {
+func (r *result) name() string { return "datapaths" }
+
+// machine begins a table: how it was made, if only what was asked for.
+func (p *printer) machine(only string) {
+	if p.err != nil {
+		return
+	}
 	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return err
+	if p.err = unix.Uname(&u); p.err != nil {
+		return
 	}
-	p := &printer{w: w}
-	only := ""
-	if r.only != "" {
-		only = " ONLY=" + r.only
+	if only != "" {
+		only = " ONLY=" + only
 	}
-	p.line("Made by `make bench-vm%s WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel, %d rounds in %s. Processors were idle %.0f %% of the time.", only,
-		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), r.rounds, r.took.Round(time.Second), 100*r.idle)
+	p.line("Made by `make bench-vm%s WRITE=docs/benchmarks.md`: Linux %s, %d processor, Docker's ip_vs and ours in the same kernel.", only,
+		unix.ByteSliceToString(u.Release[:]), runtime.NumCPU())
+}
+
+func (p *printer) effort(rounds int, took time.Duration, idle float64) {
+	p.line("%d rounds in %s. Processors were idle %.0f %% of the time.", rounds, took.Round(time.Second), 100*idle)
+}
+
+// print writes two tables in Markdown, with the first way as the measure.
+func (r *result) print(p *printer) {
+	p.effort(r.rounds, r.took, r.idle)
 	for _, place := range places {
 		p.line("")
 		p.line("Task on %s. In brackets: how many times as good as Docker's own.", map[string]string{"near": "the client's node", "far": "another node"}[place.name])
@@ -59,8 +70,76 @@ func (r *result) print(w io.Writer) error {
 		p.line("")
 		p.line("Not measured: %s: %s.", name, r.missing[name])
 	}
-	return p.err
 }
+
+// meshRow is what was measured of one door, in microseconds.
+type meshRow struct{ connects, requests, datagrams, packets []float64 }
+
+// meshResult is a whole run from outside.
+type meshResult struct {
+	doors  []door
+	rounds int
+	took   time.Duration
+	idle   float64
+	rows   map[string]meshRow // by gate/place
+}
+
+func (r *meshResult) name() string { return "mesh" }
+
+// print writes two tables in Markdown, with two measures: the process, and Docker's.
+func (r *meshResult) print(p *printer) {
+	p.effort(r.rounds, r.took, r.idle)
+	for _, place := range places {
+		p.line("")
+		p.line("Task on %s. In brackets: the share of the process's rate, and how many times as good as Docker's.", map[string]string{"near": "the node that is asked", "far": "another node"}[place.name])
+		p.line("")
+		p.line("| port of | connections/s | connection p50, p99 | request p50, p99 | UDP request p50, p99 | UDP packets/s |")
+		p.line("|---|---|---|---|---|---|")
+		process, dockers := r.rows[plain+"/near"], r.rows[docker+"/"+place.name]
+		for _, d := range r.doors {
+			if d.place != place.name && d.gate.name != plain {
+				continue
+			}
+			x := r.rows[d.name()]
+			rate := func(of func(meshRow) []float64, sum func([]float64) float64) string {
+				each := perRound(of(x), r.rounds, sum)
+				return fmt.Sprintf("%.0f (%.2f, %.2f)", 1e6/median(each),
+					inTurns(perRound(of(process), r.rounds, sum), each), inTurns(perRound(of(dockers), r.rounds, sum), each))
+			}
+			time := func(of func(meshRow) []float64) string {
+				each := perRound(of(x), r.rounds, median)
+				return fmt.Sprintf("%.0f µs (%.2f, %.2f), %.0f µs", median(of(x)),
+					inTurns(perRound(of(process), r.rounds, median), each), inTurns(perRound(of(dockers), r.rounds, median), each), quantile(of(x), 0.99))
+			}
+			connects := func(m meshRow) []float64 { return m.connects }
+			p.line("| %s | %s | %s | %s | %s | %s |", d.gate.what, rate(connects, mean), time(connects),
+				time(func(m meshRow) []float64 { return m.requests }),
+				time(func(m meshRow) []float64 { return m.datagrams }),
+				rate(func(m meshRow) []float64 { return m.packets }, median))
+		}
+	}
+}
+
+// perRound sums up the samples of each round.
+func perRound(samples []float64, rounds int, sum func([]float64) float64) []float64 {
+	var out []float64
+	for round := range slices.Chunk(samples, max(len(samples)/max(rounds, 1), 1)) {
+		out = append(out, sum(round))
+	}
+	return out
+}
+
+// inTurns is the usual ratio of two series of times in one round: what the machine
+// does besides falls on both of a round, and less so on all rounds.
+func inTurns(of, to []float64) float64 {
+	var ratios []float64
+	for i := range min(len(of), len(to)) {
+		ratios = append(ratios, of[i]/to[i])
+	}
+	return median(ratios)
+}
+
+func median(samples []float64) float64 { return quantile(samples, 0.5) }
 
 // printer keeps the first error.
 type printer struct {

@@ -5,6 +5,8 @@
 //	probe get web:80                  ask, print answers
 //	probe hold web:80                 keep one connection and watch for gaps
 //	probe load --to web=web:80        measure several servers in turns
+//	probe echo                        serve what turns measures
+//	probe turns --to web=10.0.0.2:80  measure several echo servers in turns
 //	probe dns web                     ask the engine's name server
 //	probe health                      for health checks
 //

@@ -42,9 +42,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"dns":    dns,
 		"health": health,
 		"load":   load,
+		"echo":   echoes,
+		"turns":  turns,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
-		fmt.Fprintln(stderr, "usage: probe serve|get|hold|load|dns|health [-h] ...")
+		fmt.Fprintln(stderr, "usage: probe serve|get|hold|load|echo|turns|dns|health [-h] ...")
 		return usage
 	}
 	switch err := commands[args[0]](ctx, args[1:], stdout, stderr); {

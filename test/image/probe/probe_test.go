@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +136,60 @@ func TestReadyServerIsHealthy(t *testing.T) {
 	}
 	if code, _, errs := probe(t, "health", "--port", port); code != good {
 		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+func TestTurnsMeasureEchoServers(t *testing.T) {
+	// Free a moment before, for both protocols as a rule.
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := free.Addr().String()
+	_, port, err := net.SplitHostPort(at)
+	if err := errors.Join(err, free.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	var said, errs bytes.Buffer
+	go func() { ended <- run(ctx, []string{"echo", "--port", port}, &said, &errs) }()
+	for begun := time.Now(); time.Since(begun) < patience; {
+		if code, _, _ := probe(t, "get", "--udp", "--timeout", "100ms", at); code == good {
+			break
+		}
+	}
+	for _, row := range []struct {
+		name string
+		args []string
+		want int
+		says string
+	}{
+		{"client is told", []string{"get", at}, good, `"peer":"127.0.0.1:`},
+		{"by UDP", []string{"get", "--udp", at}, good, `"proto":"udp"`},
+		{"two in turns", []string{"turns", "--rounds", "2", "--to", "a=" + at + ",b=" + at}, good, `"name":"b"`},
+		{"nobody", []string{"turns", "--to", "a=127.0.0.1:1"}, bad, "refused"},
+		{"a name instead of an address", []string{"turns", "--to", "a=localhost:80"}, bad, "NAME=ADDR:PORT"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			code, out, errs := probe(t, row.args...)
+			if code != row.want || !strings.Contains(out+errs, row.says) {
+				t.Errorf("exit %d, want %d with %q in:\n%s%s", code, row.want, row.says, out, errs)
+			}
+		})
+	}
+	var got turned
+	_, out, _ := probe(t, "turns", "--rounds", "2", "--connects", "3", "--requests", "4", "--datagrams", "5", "--batches", "6", "--to", "a="+at)
+	if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Targets) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	a := got.Targets[0]
+	if n := []int{len(a.Connects), len(a.Requests), len(a.Datagrams), len(a.Packets)}; !slices.Equal(n, []int{6, 8, 10, 12}) {
+		t.Errorf("%v were measured in two rounds of 3, 4, 5 and 6", n)
+	}
+	stop()
+	if code := <-ended; code != good {
+		t.Errorf("the server ended with %d: %s%s", code, said.String(), errs.String())
 	}
 }
 
