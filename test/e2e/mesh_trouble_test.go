@@ -40,17 +40,19 @@ type asked struct {
 	sums map[string]summary
 }
 
-// keepAsking makes requests from a client by nodes, all the time, until end is called.
+// keepAsking makes requests from a client by nodes, all the time, until end is called
+// or the test ends.
 func keepAsking(t *testing.T, c *cluster.Client, port int, args ...string) *asked {
 	t.Helper()
-	ctx, cancel := context.WithCancel(within(t))
+	ctx, cancel := context.WithCancel(t.Context())
 	a := &asked{stop: cancel, sums: make(map[string]summary)}
+	t.Cleanup(func() { a.stop(); a.wg.Wait() })
 	for _, h := range lab.Hosts() {
 		a.wg.Go(func() {
 			for ctx.Err() == nil {
 				// Each run ends by itself: one that is killed would not say what it saw.
-				full := append([]string{probe(), "get", "--summary", "--for", "1s", "--every", "10ms"}, args...)
-				out, err := c.Exec(within(t), append(full, netip.AddrPortFrom(h.Addr(), uint16(port)).String())...)
+				full := append([]string{probe(), "get", "--summary", "--for", "1s", "--every", "20ms"}, args...)
+				out, err := c.Exec(context.WithoutCancel(ctx), append(full, netip.AddrPortFrom(h.Addr(), uint16(port)).String())...)
 				var s summary
 				if jerr := json.Unmarshal([]byte(out), &s); jerr != nil {
 					t.Errorf("by %s: %v, %v", h.Name(), jerr, err)
@@ -117,9 +119,12 @@ func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 		all.end(t, "while the service grew and plugins were killed")
 	})
 	t.Run("tasks are replaced", func(t *testing.T) {
+		docker(t, 1, "service", "scale", "-d", "s1=3")
+		running(t, "s1", 3)
+		spreads(t, c, 81, 6, 3)
 		all := keepAsking(t, c, 81)
 		docker(t, 1, "service", "update", "--no-resolve-image", "-q", "--force", "s1")
-		running(t, "s1", 5)
+		running(t, "s1", 3)
 		all.end(t, "while tasks were replaced")
 	})
 	t.Run("rules are deleted", func(t *testing.T) {
