@@ -93,7 +93,15 @@ func inheritCpuset(root, dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, file), above, 0); err != nil {
+		f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0) // not to be made: version 2 gives it to whom the parent shares it with
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(above)
+		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,8 @@ func TestMeshIsTold(t *testing.T) {
 	t.Run("the way", func(t *testing.T) {
 		for i := 1; i <= 3; i++ {
 			var p diag.Ports
-			err := cluster.Wait(within(t), fmt.Sprintf("node %d tells of a whole way", i), func(context.Context) error {
+			// Counts follow: ip_vs adds them up every 2 s.
+			err := cluster.Wait(within(t), fmt.Sprintf("node %d tells of a whole way, and has counted", i), func(context.Context) error {
 				p = entries(t, i, "--port", "81")
 				if len(p.Ports) == 0 || p.Ports[0].State != diag.PortServed || p.Ports[0].Path == nil {
 					return fmt.Errorf("%+v", p)
@@ -65,6 +66,9 @@ func TestMeshIsTold(t *testing.T) {
 					if strings.Contains(hop.Kernel, "not") || hop.Kernel == "" {
 						return fmt.Errorf("%+v", hop)
 					}
+				}
+				if n := p.Ports[0].Path.Traffic; n == nil || n.Connections == 0 {
+					return fmt.Errorf("%+v (%s)", n, p.Ports[0].Path.Uncounted)
 				}
 				return nil
 			})
@@ -75,9 +79,6 @@ func TestMeshIsTold(t *testing.T) {
 			x := p.Ports[0]
 			if x.Service != "older" || x.Port != "81/tcp" || x.To != "80" || x.Path.Datapath != wantDatapath() || x.Path.Transit != (i == 3) || len(x.Path.Backends) != len(tasks) {
 				t.Errorf("node %d: %+v, %+v", i, x, x.Path)
-			}
-			if x.Path.Traffic == nil || x.Path.Traffic.Connections == 0 {
-				t.Errorf("node %d has counted nothing: %+v (%s)", i, x.Path.Traffic, x.Path.Uncounted)
 			}
 		}
 	})
