@@ -240,6 +240,7 @@ func (p *parts) observe(r reconcile.Round) {
 // run runs the parts until ctx ends and all of them have returned. The monitor is the
 // last: until then it says that the node stops.
 func (p *parts) run(ctx context.Context) {
+	p.publish.Begin()
 	var wg, last sync.WaitGroup
 	end := make(chan struct{})
 	if p.monitor != nil {

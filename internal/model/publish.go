@@ -47,6 +47,13 @@ func (p HostPort) String() string {
 	return s
 }
 
+// HostRange is a run of ports of this host, both ends included.
+type HostRange struct {
+	Proto  Proto
+	Addr   netip.Addr // of the host; invalid: all
+	Lo, Hi uint16
+}
+
 // Compare orders ports by protocol, number and address.
 func (p HostPort) Compare(o HostPort) int {
 	return cmp.Or(cmp.Compare(p.Proto, o.Proto), cmp.Compare(p.Port, o.Port), p.Addr.Compare(o.Addr))

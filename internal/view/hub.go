@@ -76,7 +76,8 @@ type Hub struct {
 	since     map[model.NetworkID]time.Time // when a network was last seen in use
 	entered   map[model.NetworkID]entryRecord
 	full      map[model.NetworkID]error // that Claim found no room in
-	taken     map[model.HostPort]string // model.View's
+	tried     []model.HostRange         // model.View's; nil before SetTaken
+	taken     map[model.HostPort]string // likewise
 	unsaved   unsaved
 }
 
@@ -428,7 +429,7 @@ func (h *Hub) buildLocked() model.View {
 		}
 	}
 	h.leaving = leaving
-	v.Taken = h.taken
+	v.Tried, v.Taken = h.tried, h.taken
 	v.Entries = h.entriesLocked(others)
 	h.joinLocked(&v)
 	return v

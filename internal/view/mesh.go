@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"sluice/internal/model"
 	"sluice/internal/options"
@@ -200,14 +201,14 @@ func (h *Hub) Claim(ctx context.Context) error {
 	return nil
 }
 
-// SetTaken takes which published ports of this node processes have, as it is now;
-// the caller does not change it any more. It is not durable: a process that starts
-// tries them all.
-func (h *Hub) SetTaken(taken map[model.HostPort]string) {
+// SetTaken takes which published ports of this node were tried, and which of them
+// processes have, as it is now; the caller does not change them any more. It is not
+// durable: a process that starts tries them all.
+func (h *Hub) SetTaken(tried []model.HostRange, taken map[model.HostPort]string) {
 	h.mu.Lock()
-	news := !maps.Equal(h.taken, taken)
+	news := !maps.Equal(h.taken, taken) || !slices.Equal(h.tried, tried) || h.tried == nil
 	if news {
-		h.taken = taken
+		h.tried, h.taken = append([]model.HostRange{}, tried...), taken // not nil any more
 		h.changedLocked()
 	}
 	h.mu.Unlock()

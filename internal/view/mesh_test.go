@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -300,15 +301,22 @@ func TestAnEndpointDoesNotRepeatWhatItsServicePublishes(t *testing.T) {
 func TestTakenPortsAreNewsOnce(t *testing.T) {
 	a := fresh(t)
 	taken := map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}
-	a.SetTaken(nil)
-	before := a.changed
-	a.SetTaken(taken)
-	a.SetTaken(maps.Clone(taken))
-	if v := a.View(); !maps.Equal(v.Taken, taken) || a.changed != before+1 {
-		t.Errorf("taken %v, told %d times", v.Taken, a.changed-before)
+	if v := a.View(); v.Tried != nil {
+		t.Errorf("tried %v before anybody has", v.Tried)
 	}
-	if v := a.restarted(t).View(); len(v.Taken) > 0 {
-		t.Errorf("after a restart: %v", v.Taken)
+	a.SetTaken(nil, nil)
+	if v := a.View(); v.Tried == nil || len(v.Tried) > 0 {
+		t.Errorf("tried %#v, want that nothing was", v.Tried)
+	}
+	before := a.changed
+	tried := []model.HostRange{{Proto: model.TCP, Lo: 80, Hi: 81}}
+	a.SetTaken(tried, taken)
+	a.SetTaken(slices.Clone(tried), maps.Clone(taken))
+	if v := a.View(); !maps.Equal(v.Taken, taken) || !slices.Equal(v.Tried, tried) || a.changed != before+1 {
+		t.Errorf("tried %v, taken %v, told %d times", v.Tried, v.Taken, a.changed-before)
+	}
+	if v := a.restarted(t).View(); len(v.Taken) > 0 || v.Tried != nil {
+		t.Errorf("after a restart: %v, %v", v.Tried, v.Taken)
 	}
 }
 

@@ -125,6 +125,47 @@ func Own(wants []Want, held map[model.HostPort]string) (won []Port, lost []Loss)
 	return left, lost
 }
 
+// Ranges are the runs of ports of a result of Own, each once, by whatever service and
+// in its order: what View.Tried becomes once they have been tried.
+func Ranges(won []Port) []model.HostRange {
+	out := make([]model.HostRange, 0, len(won))
+	for _, p := range won {
+		out = append(out, model.HostRange{Proto: p.Proto, Addr: p.Addr, Lo: p.Lo, Hi: p.Hi})
+	}
+	return out
+}
+
+// Tried is what of won may be planned: the ports that this node has tried to hold.
+// Before that a process may have one, and would lose its connections to a service
+// until the attempt fails. Who tried a port of all addresses knows of each.
+func Tried(won []Port, tried []model.HostRange) []Port {
+	if tried == nil {
+		return won
+	}
+	inOrder := slices.SortedFunc(slices.Values(tried), func(a, b model.HostRange) int { return cmp.Compare(a.Lo, b.Lo) })
+	var out []Port
+	for _, w := range won {
+		var run span // what was tried of w, and is not cut yet; empty: nothing
+		end := func() {
+			if lo, hi := max(run.lo, int(w.Lo)), min(run.hi, int(w.Hi)); lo <= hi {
+				out = append(out, w.cut(span{lo, hi}))
+			}
+		}
+		for _, r := range inOrder {
+			switch {
+			case r.Proto != w.Proto || r.Addr.IsValid() && r.Addr != w.Addr:
+			case int(r.Lo) <= run.hi+1: // one run, so that the kernel's object stays one
+				run.hi = max(run.hi, int(r.Hi))
+			default:
+				end()
+				run = span{int(r.Lo), int(r.Hi)}
+			}
+		}
+		end()
+	}
+	return out
+}
+
 // HostPorts are the ports of a result of Own one by one, as processes have them.
 func HostPorts(won []Port) []model.HostPort {
 	n := 0

@@ -97,7 +97,7 @@ func Plan(v model.View, want kernel.State) {
 		want[kernel.Forward{}] = kernel.ForwardSpec{Devices: overlay.MeshPrefix}
 		want[kernel.MeshTable{}] = kernel.MeshTableSpec{Devices: overlay.MeshPrefix}
 		won, _ := Own(Wants(v), v.Taken)
-		for _, p := range won {
+		for _, p := range Tried(won, v.Tried) {
 			if l := ls[p.Network]; l != nil {
 				l.port(p, want)
 			}

@@ -26,6 +26,7 @@ type host struct {
 	held   []model.HostPort
 	missed uint64
 	sets   int
+	tried  []model.HostRange
 	taken  map[model.HostPort]string
 	log    bytes.Buffer
 }
@@ -79,9 +80,12 @@ func during(t *testing.T, h *host, f func(p *Publisher)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{
 			View: func() model.View { h.mu.Lock(); defer h.mu.Unlock(); return h.view }, Sockets: h,
-			Taken: func(m map[model.HostPort]string) { h.change(func() { h.taken = m }) },
-			Log:   slog.New(slog.NewTextHandler(&h.log, nil)),
+			Taken: func(tried []model.HostRange, m map[model.HostPort]string) {
+				h.change(func() { h.tried, h.taken = append([]model.HostRange{}, tried...), m })
+			},
+			Log: slog.New(slog.NewTextHandler(&h.log, nil)),
 		})
+		p.Begin()
 		go p.Run(t.Context()) // which ends with f
 		synctest.Wait()
 		f(p)
@@ -116,6 +120,27 @@ func TestWhatServicesPublishIsHeld(t *testing.T) {
 		time.Sleep(time.Minute)
 		if h.sets != 2 || len(p.Failed())+len(p.Absent()) > 0 || strings.Contains(h.log.String(), "held") {
 			t.Errorf("%d times set, %v, %s", h.sets, p.Failed(), &h.log)
+		}
+	})
+}
+
+// TestWhatWasTriedIsToldFromTheBeginning: also that nothing was, so that what comes
+// later waits for its attempt.
+func TestWhatWasTriedIsToldFromTheBeginning(t *testing.T) {
+	h := new(host)
+	during(t, h, func(p *Publisher) {
+		if h.tried == nil || len(h.tried) > 0 {
+			t.Errorf("told %v, want that nothing was tried", h.tried)
+		}
+		h.change(func() {
+			h.view = publishes("80-81")
+			h.errs = map[model.HostPort]error{tcp(81): &kernel.TakenError{Port: tcp(81), Process: "nginx (pid 7)"}}
+		})
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		if want := []model.HostRange{{Proto: model.TCP, Lo: 80, Hi: 81}}; !slices.Equal(h.tried, want) || len(h.taken) != 1 {
+			t.Errorf("tried %v, taken %v", h.tried, h.taken)
 		}
 	})
 }
