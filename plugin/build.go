@@ -131,7 +131,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	if p.ports, err = ports.New("/proc"); err != nil {
 		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
 	}
-	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Log: log})
+	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Reserved: cfg.reserved(), Log: log})
 	sock := sockets.New()
 	p.noDestroy = sock.Probe()
 	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sock, Log: log})

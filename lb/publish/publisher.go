@@ -33,7 +33,11 @@ type Config struct {
 	Sockets Sockets
 	// Taken is told what was tried, and what of it processes have; see model.View.
 	Taken func([]model.HostRange, map[model.HostPort]string)
-	Log   *slog.Logger
+	// Reserved are ports that this program has or may come to need, of all addresses,
+	// with what for. They are never held for a service: after a restart the sockets here
+	// are made before those, and every node would lose the others.
+	Reserved map[model.HostPort]string
+	Log      *slog.Logger
 }
 
 // Nobody begins what Taken says of a port that no process has and that cannot be had
@@ -153,7 +157,15 @@ func (p *Publisher) look() {
 
 // set sets ports, and tells what has changed in what cannot be had.
 func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
-	failed := p.cfg.Sockets.Set(ingress.HostPorts(won))
+	failed := make(map[model.HostPort]error)
+	want := slices.DeleteFunc(ingress.HostPorts(won), func(port model.HostPort) bool {
+		what, is := p.cfg.Reserved[model.HostPort{Proto: port.Proto, Port: port.Port}]
+		if is {
+			failed[port] = &kernel.TakenError{Port: port, Process: what}
+		}
+		return is
+	})
+	maps.Copy(failed, p.cfg.Sockets.Set(want))
 	p.held = won
 	taken, absent := make(map[model.HostPort]string), make(map[netip.Addr]bool)
 	for port, err := range failed {

@@ -83,7 +83,8 @@ func during(t *testing.T, h *host, f func(p *Publisher)) {
 			Taken: func(tried []model.HostRange, m map[model.HostPort]string) {
 				h.change(func() { h.tried, h.taken = append([]model.HostRange{}, tried...), m })
 			},
-			Log: slog.New(slog.NewTextHandler(&h.log, nil)),
+			Reserved: map[model.HostPort]string{tcp(7947): "sluice itself (GOSSIP_PORT)"},
+			Log:      slog.New(slog.NewTextHandler(&h.log, nil)),
 		})
 		p.Begin()
 		go p.Run(t.Context()) // which ends with f
@@ -171,6 +172,29 @@ func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 		h.holds(t, tcp(80), tcp(81), tcp(82), tcp(83))
 		if len(h.taken)+len(p.Failed()) > 0 || !strings.Contains(h.log.String(), `op="3 ports"`) {
 			t.Errorf("taken %v, failed %v, told: %s", h.taken, p.Failed(), &h.log)
+		}
+	})
+}
+
+// TestOwnPortsAreNoServices, at whatever address and in whatever range.
+func TestOwnPortsAreNoServices(t *testing.T) {
+	h := &host{view: publishes("7946-7948;7947/udp")}
+	during(t, h, func(p *Publisher) {
+		h.holds(t, tcp(7946), tcp(7948), model.HostPort{Proto: model.UDP, Port: 7947})
+		if want := map[model.HostPort]string{tcp(7947): "sluice itself (GOSSIP_PORT)"}; !maps.Equal(h.taken, want) || !errors.Is(p.Failed()[tcp(7947)], kernel.ErrTaken) {
+			t.Errorf("taken %v, failed %v", h.taken, p.Failed())
+		}
+		h.change(func() {
+			h.view = publishes("7947")
+			o := h.view.Services["s0"].Options["net"]
+			o.Bind = "192.0.2.1"
+			h.view.Services["s0"].Options["net"] = o
+		})
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		if h.holds(t); len(h.taken) != 1 {
+			t.Errorf("taken %v", h.taken)
 		}
 	})
 }
