@@ -78,6 +78,10 @@ type Hub struct {
 	full      map[model.NetworkID]error // that Claim found no room in
 	tried     []model.HostRange         // model.View's; nil before SetTaken
 	taken     map[model.HostPort]string // likewise
+	unjoined  bool                      // the last view lacks a network for want of an MTU
+	mtu       int                       // of overlays here, as last known, in bytes
+	mtuOf     netip.Addr                // the VTEP that it is of
+	mtuErr    string                    // why it is not known now, as logged
 	unsaved   unsaved
 }
 

@@ -260,6 +260,36 @@ func TestTheMTUMayBeLeftToTheNodes(t *testing.T) {
 	}
 }
 
+// TestAJoinedNetworkStaysWhileTheMTUCannotBeRead: and one that could not be joined is,
+// once it can, without other news.
+func TestAJoinedNetworkStaysWhileTheMTUCannotBeRead(t *testing.T) {
+	a, b := fresh(t), fresh(t)
+	asked := errors.New("no such device")
+	b.cfg.MTU = func(netip.Addr) (int, error) { return 1450, asked }
+	ok(t, a.SetEngine(t.Context(), publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp"}, "")))
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	tell(t, a, b)
+	if _, joined := b.View().Networks[web]; joined {
+		t.Fatal("joined without an MTU")
+	}
+	asked = nil
+	before := b.changed
+	ok(t, b.Claim(t.Context()))
+	if n := b.View().Networks[web]; n.MTU != 1450 || b.changed == before {
+		t.Fatalf("joined with %d, told %d times", n.MTU, b.changed-before)
+	}
+	asked = errors.New("no such device")
+	b.SetTaken(nil, map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}) // a new view
+	if n := b.View().Networks[web]; n.MTU != 1450 {
+		t.Errorf("it has gone: %d", n.MTU)
+	}
+	// Another underlay has an MTU of its own.
+	ok(t, b.SetVTEP(t.Context(), addr("192.168.0.9")))
+	if n, joined := b.View().Networks[web]; joined {
+		t.Errorf("by another underlay's MTU: %d", n.MTU)
+	}
+}
+
 func TestALeaderThatCannotAskRepeatsItself(t *testing.T) {
 	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp", Nodes: "zone!=x"})
 	before := b.View()
