@@ -59,9 +59,11 @@ func Wants(v model.View) []Want {
 				continue
 			}
 			addrs := o.Bind.List()
-			if len(addrs) == 0 {
+			if o.Bind == "" {
 				addrs = []netip.Addr{{}}
 			}
+			// Of a list that cannot be read, as another version may have told it, there is
+			// no address: better a port that is not open than one that should not be.
 			for _, r := range o.Published.List() {
 				for _, a := range addrs {
 					out = append(out, Want{Port{id, network, a, r}, s.Name, s.Created})

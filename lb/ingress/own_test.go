@@ -243,3 +243,15 @@ func TestOnlyWhatWasTriedIsPlanned(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressesThatCannotBeReadOpenNoPort, as another version of sluice may tell them.
+func TestAddressesThatCannotBeReadOpenNoPort(t *testing.T) {
+	for bind, want := range map[model.Addrs]int{"": 1, "192.0.2.1;192.0.2.2": 2, "192.0.2.1;2001:db8::1": 1, "2001:db8::1": 0, "eth0": 0} {
+		v := model.View{Services: map[model.ServiceID]model.Service{"s": {Options: map[model.NetworkID]model.ServiceOptions{
+			"n": {Published: "80/tcp", Bind: bind},
+		}}}}
+		if got := Wants(v); len(got) != want {
+			t.Errorf("%q: %v", bind, got)
+		}
+	}
+}

@@ -207,14 +207,14 @@ func tasks(v model.View, want kernel.State) {
 			continue
 		}
 		n := v.Networks[e.Network]
-		loose := o.Source == model.Keep && !udp[e.Sandbox] && slices.ContainsFunc(o.Published.List(), func(r model.PortRange) bool {
+		loose := o.Source != model.Masquerade && !udp[e.Sandbox] && slices.ContainsFunc(o.Published.List(), func(r model.PortRange) bool {
 			return r.Proto == model.UDP
 		})
 		if loose {
 			udp[e.Sandbox] = true
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
-		if o.Source == model.Keep {
+		if o.Source != model.Masquerade { // also by a word of another version: so does the entry
 			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 		}
 	}
