@@ -167,7 +167,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.follower = &follower{
 		scope: cfg.Scope, now: time.Now, hub: p.hub, driver: p.driver, pools: p.ipam, keys: p.ring, wake: p.gossip.wake,
-		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time), ended: make(map[model.NetworkID]time.Time),
+		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time),
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop, Sockets: p.publish,

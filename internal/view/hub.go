@@ -287,24 +287,6 @@ func (h *Hub) DeleteNetwork(ctx context.Context, id model.NetworkID) (uint64, er
 	})
 }
 
-// Unused are the networks with a record of this node and no endpoint of it, in no
-// order.
-func (h *Hub) Unused() []model.NetworkID {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	used := make(map[model.NetworkID]bool)
-	for _, e := range h.endpoints {
-		used[e.Network] = true
-	}
-	var out []model.NetworkID
-	for id := range h.networks {
-		if !used[id] {
-			out = append(out, id)
-		}
-	}
-	return out
-}
-
 // Endpoint returns an endpoint of this node.
 func (h *Hub) Endpoint(id model.EndpointID) (model.Endpoint, bool) {
 	h.mu.Lock()
