@@ -53,7 +53,7 @@ func leads(v model.View) map[model.NetworkID]*lead {
 				vips[sid] = s.VIPs[id]
 			}
 		}
-		for sid, a := range Aliases(l.block, vips, nil) {
+		for sid, a := range Aliases(l.block, vips) {
 			if enters(v, v.Services[sid].Options[id]) {
 				l.aliases[sid] = a
 			}
