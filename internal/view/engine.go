@@ -33,6 +33,9 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	h.mu.Lock()
 	before := h.engine
 	s = believed(before, s)
+	if s.NetworksValid || before.Networks != nil {
+		s.Services = publishedHere(s)
+	}
 	h.engine = s
 	var puts []model.Record
 	var dels []model.RecordKey

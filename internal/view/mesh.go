@@ -54,6 +54,27 @@ type labelsRecord struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
+// publishedHere are a snapshot's services without what they publish on networks that
+// are none of this plugin's: an option is text that anybody may give to any network.
+// Such a port would be held on every node, and kept from services that are served.
+func publishedHere(s model.EngineSnapshot) map[model.ServiceID]model.Service {
+	out := maps.Clone(s.Services)
+	for id, sv := range s.Services {
+		for network, o := range sv.Options {
+			_, listed := s.Networks[network]
+			_, waits := s.Unallocated[network] // whose it is is not known yet
+			if o.Published == "" || listed || waits {
+				continue
+			}
+			o.Published, o.Bind, o.Nodes, o.Allow, o.Source = "", "", "", "", model.Keep
+			sv.Options = maps.Clone(sv.Options)
+			sv.Options[network] = o
+			out[id] = sv
+		}
+	}
+	return out
+}
+
 // sayPublishedLocked adds to what this node says as leading manager. What its engine
 // was not asked for yet in this life, or not successfully, is said as before.
 func (h *Hub) sayPublishedLocked(said map[string][]byte) {

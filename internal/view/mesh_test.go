@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -287,6 +288,40 @@ func TestAJoinedNetworkStaysWhileTheMTUCannotBeRead(t *testing.T) {
 	ok(t, b.SetVTEP(t.Context(), addr("192.168.0.9")))
 	if n, joined := b.View().Networks[web]; joined {
 		t.Errorf("by another underlay's MTU: %d", n.MTU)
+	}
+}
+
+// TestAPortOnAnotherDriversNetworkIsNobodys: an older service has no port by it.
+func TestAPortOnAnotherDriversNetworkIsNobodys(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	s := publishes(runs(swarm("nodeA", "192.168.0.1"), one), model.ServiceOptions{Published: "80/tcp"}, "1400")
+	s.Services["older"] = model.Service{ID: "older", Created: time.Unix(1, 0), Options: map[model.NetworkID]model.ServiceOptions{
+		"dockers": {Published: "80/tcp", Bind: "192.0.2.1", Weight: 3}, web: {Published: "81/tcp"},
+	}}
+	published := func() (out []model.Published) {
+		for _, n := range []*node{a, b, b.restarted(t)} {
+			o := n.View().Services["older"].Options
+			out = append(out, o["dockers"].Published, o[web].Published)
+		}
+		return out
+	}
+	ok(t, a.SetEngine(t.Context(), s))
+	tell(t, a, b)
+	if got, want := published(), []model.Published{"", "81/tcp", "", "81/tcp", "", "81/tcp"}; !slices.Equal(got, want) {
+		t.Errorf("published %q, want %q", got, want)
+	}
+	if o := a.View().Services["older"].Options["dockers"]; o != (model.ServiceOptions{Weight: 3}) {
+		t.Errorf("the rest is %+v", o)
+	}
+	if s.Services["older"].Options["dockers"].Published == "" {
+		t.Error("the snapshot was changed")
+	}
+	// A network without a driver yet may be one of ours.
+	s.Unallocated = map[model.NetworkID]string{"dockers": "new"}
+	ok(t, a.SetEngine(t.Context(), s))
+	tell(t, a, b)
+	if got, want := published(), []model.Published{"80/tcp", "81/tcp", "80/tcp", "81/tcp", "80/tcp", "81/tcp"}; !slices.Equal(got, want) {
+		t.Errorf("not allocated: published %q, want %q", got, want)
 	}
 }
 
