@@ -108,6 +108,10 @@ func Service(in map[string]string) (model.ServiceOptions, error) {
 		}
 		o.Lower = 0
 	}
+	if n, at := o.Published.Ports(), max(len(o.Bind.List()), 1); n*at > model.MaxHostPorts {
+		errs = append(errs, told.refuse(Publish, fmt.Sprintf("is %d ports at %d addresses", n, at), fmt.Sprintf("up to %d ports, counted for each address of %s", model.MaxHostPorts, Bind)))
+		o.Published, told.refused[Publish] = "", true
+	}
 	if o.Published == "" {
 		errs = append(errs, unpublish(&o, told)...)
 	}
