@@ -478,3 +478,14 @@ func FuzzNetwork(f *testing.F) {
 		}
 	})
 }
+
+// TestAPortIsNotOpenToMoreThanWasMeant: who may not be read as an address, a node or
+// a client does not become all.
+func TestAPortIsNotOpenToMoreThanWasMeant(t *testing.T) {
+	for key, value := range map[string]string{Bind: "eth0", Nodes: "zone", Allow: "10.0.0.1/8", Allow + "ed": "10.0.0.0/8"} {
+		o, err := Service(map[string]string{Publish: "80", key: value, Scheduler: "sh"})
+		if errs := (Errors)(nil); !errors.As(err, &errs) || len(errs) != 1 || o != (model.ServiceOptions{Scheduler: "sh"}) {
+			t.Errorf("%s=%s: %+v, %v", key, value, o, err)
+		}
+	}
+}
