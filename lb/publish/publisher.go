@@ -59,8 +59,8 @@ type Publisher struct {
 	woken chan struct{} // capacity 1: a pending "look again"
 
 	// Of Begin, and then of Run alone:
-	begun  bool           // ports were set
 	looked time.Time      // last
+	tried  time.Time      // when ports were set last; zero: never
 	held   []ingress.Port // that were set last
 	older  []ingress.Loss // what services have lost to each other, told last
 	missed uint64         // that was told last
@@ -144,9 +144,12 @@ func (p *Publisher) look() {
 	p.mu.Lock()
 	before, absent := p.failed, len(p.absent) > 0
 	p.mu.Unlock()
-	// An address may come at any time, as those do that move between hosts.
-	if !p.begun || !slices.Equal(won, p.held) || len(before) > 0 || absent {
-		p.begun = true
+	// An address may come at any time, as those do that move between hosts. What could not
+	// be had is tried every 5 s, however often views change: to find who has a port, the
+	// descriptors of all processes are read.
+	again := p.looked.Sub(p.tried) >= retry && (len(before) > 0 || absent)
+	if p.tried.IsZero() || !slices.Equal(won, p.held) || again {
+		p.tried = p.looked
 		p.set(won, before)
 	}
 	if n := p.cfg.Sockets.Missed(); n != p.missed {

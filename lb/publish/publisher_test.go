@@ -176,6 +176,26 @@ func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 	})
 }
 
+// TestNewsDoNotHurryWhatCannotBeHad: to look for who has a port is dear.
+func TestNewsDoNotHurryWhatCannotBeHad(t *testing.T) {
+	h := &host{view: publishes("80"), errs: map[model.HostPort]error{tcp(80): &kernel.TakenError{Port: tcp(80), Process: "nginx (pid 7)"}}}
+	during(t, h, func(p *Publisher) {
+		for range 100 { // 25 s
+			p.Wake()
+			time.Sleep(viewGap)
+		}
+		synctest.Wait()
+		if h.sets < 4 || h.sets > 6 {
+			t.Errorf("tried %d times", h.sets)
+		}
+		h.change(func() { h.view = publishes("81") })
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		h.holds(t, tcp(81))
+	})
+}
+
 // TestOwnPortsAreNoServices, at whatever address and in whatever range.
 func TestOwnPortsAreNoServices(t *testing.T) {
 	h := &host{view: publishes("7946-7948;7947/udp")}
