@@ -124,7 +124,28 @@ func Own(wants []Want, held map[model.HostPort]string) (won []Port, lost []Loss)
 	slices.SortFunc(lost, func(a, b Loss) int {
 		return cmp.Or(compare(a.Port, b.Port), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerName, b.OwnerName))
 	})
-	return left, lost
+	return left, inRuns(lost)
+}
+
+// inRuns makes one loss of those that continue each other: a process has its ports one
+// by one, and people are told of each loss. lost is sorted.
+func inRuns(lost []Loss) []Loss {
+	var out []Loss
+	at := make(map[Loss]int) // where the last of its kind is in out; without its numbers
+	for _, l := range lost {
+		kind := l
+		kind.Lo, kind.Hi, kind.To = 0, 0, 0
+		if i, ok := at[kind]; ok {
+			p := &out[i]
+			if p.Hi < l.Lo && p.Hi+1 == l.Lo && p.To+(l.Lo-p.Lo) == l.To {
+				p.Hi = l.Hi
+				continue
+			}
+		}
+		at[kind] = len(out)
+		out = append(out, l)
+	}
+	return out
 }
 
 // Ranges are the runs of ports of a result of Own, each once, by whatever service and

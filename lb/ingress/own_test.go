@@ -255,3 +255,20 @@ func TestAddressesThatCannotBeReadOpenNoPort(t *testing.T) {
 		}
 	}
 }
+
+// TestALossOfManyPortsIsOne, though a process has them one by one: each is told.
+func TestALossOfManyPortsIsOne(t *testing.T) {
+	held := make(map[model.HostPort]string)
+	for p := uint16(8001); p <= 8999; p++ {
+		held[model.HostPort{Proto: model.UDP, Port: p}] = "sfu (pid 7)"
+	}
+	held[model.HostPort{Proto: model.UDP, Port: 8500}] = "named (pid 8)"
+	var got []string
+	_, lost := Own(want("a", 1, netip.Addr{}, "8000-9000:9000-10000/udp"), held)
+	for _, l := range lost {
+		got = append(got, l.PortRange.String()+" "+l.OwnerName)
+	}
+	if want := []string{"8001-8499:9001-9499/udp sfu (pid 7)", "8500:9500/udp named (pid 8)", "8501-8999:9501-9999/udp sfu (pid 7)"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
