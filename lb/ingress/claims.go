@@ -58,8 +58,8 @@ func plus(a netip.Addr, n uint32) netip.Addr {
 
 // Claims decides what this node claims of each network that its published ports
 // lead into. A claim that it has is kept, unless another node with a smaller id
-// has taken the same. A network with no room left is told in the second result,
-// and has no claim. While the view is partial, claims stay as they are.
+// has taken the same. A network with no room left, or in the mesh's own pool, is told in
+// the second result, and has no claim. While the view is partial, claims stay as they are.
 func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]error) {
 	out := make(map[model.NetworkID]model.Entry)
 	self := v.Self.Node
@@ -72,8 +72,14 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 		return out, nil
 	}
 	var nets []model.NetworkID
+	errs := make(map[model.NetworkID]error)
 	for _, id := range Entered(v) {
-		if _, here := v.Networks[id]; here {
+		n, here := v.Networks[id]
+		switch of := poolOf(v.Self); {
+		case !here:
+		case n.Subnet.IsValid() && n.Subnet.Overlaps(of):
+			errs[id] = fmt.Errorf("network %s has subnet %s, which is in the mesh's pool %s; set MESH_POOL to what no network has, on all nodes", id.Short(), n.Subnet, of)
+		default:
 			nets = append(nets, id)
 		}
 	}
@@ -94,7 +100,6 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 		}
 		out[id] = kept
 	}
-	errs := make(map[model.NetworkID]error)
 	for _, id := range nets {
 		e := out[id]
 		e.VTEP = v.Self.VTEP

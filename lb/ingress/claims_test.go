@@ -107,6 +107,16 @@ func TestClaimsOfOneNode(t *testing.T) {
 	}
 }
 
+// TestANetworkInThePoolHasNoPorts: the mesh's addresses would be its containers'.
+func TestANetworkInThePoolHasNoPorts(t *testing.T) {
+	v := newSwarm("10.255.0.0/20", "30.1.0.0/20").view("n1")
+	v.Self.MeshPool = netip.MustParsePrefix("30.0.0.0/8")
+	got, errs := Claims(v)
+	if len(got) != 1 || !got["net0"].Addr.IsValid() || !strings.Contains(fmt.Sprint(errs["net1"]), "30.1.0.0/20, which is in the mesh's pool 30.0.0.0/8; set MESH_POOL") {
+		t.Errorf("%v, %v", got, errs)
+	}
+}
+
 func TestClaimsMeetAndTheSmallerIDKeeps(t *testing.T) {
 	s := newSwarm("10.255.0.0/20")
 	same := model.Entry{Addr: netip.MustParseAddr("10.255.15.9"), Number: 5}
