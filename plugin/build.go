@@ -131,7 +131,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	if p.ports, err = ports.New("/proc"); err != nil {
 		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
 	}
-	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Log: log})
+	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Reserved: cfg.reserved(), Log: log})
 	sock := sockets.New()
 	p.noDestroy = sock.Probe()
 	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sock, Log: log})
@@ -167,7 +167,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.follower = &follower{
 		scope: cfg.Scope, now: time.Now, hub: p.hub, driver: p.driver, pools: p.ipam, keys: p.ring, wake: p.gossip.wake,
-		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time), ended: make(map[model.NetworkID]time.Time),
+		named: make(chan string, 1), log: log, gone: make(map[model.NetworkID]time.Time),
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop, Sockets: p.publish,
@@ -240,6 +240,7 @@ func (p *parts) observe(r reconcile.Round) {
 // run runs the parts until ctx ends and all of them have returned. The monitor is the
 // last: until then it says that the node stops.
 func (p *parts) run(ctx context.Context) {
+	p.publish.Begin()
 	var wg, last sync.WaitGroup
 	end := make(chan struct{})
 	if p.monitor != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"sluice/internal/diag"
+	"sluice/internal/model"
 	"sluice/internal/options"
 	"sluice/ipam/pool"
 	"sluice/lb/ingress"
@@ -354,4 +355,26 @@ func oneLine(errs []error) error {
 		texts[i] = err.Error()
 	}
 	return errors.New(strings.Join(texts, "; "))
+}
+
+// reserved are the ports that this process has or may come to need, with what for.
+func (c Config) reserved() map[model.HostPort]string {
+	out := make(map[model.HostPort]string)
+	add := func(setting string, port uint16, protos ...model.Proto) {
+		for _, p := range protos {
+			out[model.HostPort{Proto: p, Port: port}] = "sluice itself (setting " + setting + ")"
+		}
+	}
+	if c.Scope == scopeLocal {
+		return out
+	}
+	add("VXLAN_PORT", c.VXLANPort, model.UDP)
+	add("GOSSIP_PORT", c.GossipPort, model.TCP, model.UDP)
+	if !unused(c) {
+		add("KEY_PORT", c.KeyPort, model.TCP)
+	}
+	if c.Metrics.IsValid() {
+		add("METRICS_ADDR", c.Metrics.Port(), model.TCP)
+	}
+	return out
 }

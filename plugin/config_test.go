@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -148,6 +149,34 @@ func TestHealthChecksAndMetricsCanBeOff(t *testing.T) {
 	for _, off := range []string{"off", "OFF"} {
 		if c, err := parseConfig(env(map[string]string{"METRICS_ADDR": off})); err != nil || c.Metrics.IsValid() {
 			t.Errorf("%s: %v %v", off, c.Metrics, err)
+		}
+	}
+}
+
+// TestOwnPortsAreReserved, of what this process does only.
+func TestOwnPortsAreReserved(t *testing.T) {
+	const vxlan, gossip, gossipUDP, key, metrics = "4799/udp", "7947/tcp", "7947/udp", "7948/tcp", "9247/tcp"
+	for _, c := range []struct {
+		name string
+		env  map[string]string
+		want []string
+	}{
+		{"all", nil, []string{vxlan, gossip, gossipUDP, key, metrics}},
+		{"a key of the operator's", map[string]string{"GOSSIP_KEY": strings.Repeat("0f", 32)}, []string{vxlan, gossip, gossipUDP, metrics}},
+		{"no metrics", map[string]string{"METRICS_ADDR": "off"}, []string{vxlan, gossip, gossipUDP, key}},
+		{"networks of one engine", map[string]string{"SCOPE": "local"}, nil},
+	} {
+		cfg, err := parseConfig(env(c.env))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for p := range cfg.reserved() {
+			got = append(got, p.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
 }

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	"sluice/internal/diag"
@@ -33,7 +31,6 @@ type follower struct {
 	listed  time.Time                     // when it first listed them
 	left    time.Time                     // when it last left a swarm; zero: it has not
 	gone    map[model.NetworkID]time.Time // since when the swarm lacks a network that owns a pool
-	ended   map[model.NetworkID]time.Time // since when the engine lacks a network that has records here
 }
 
 // engineHub is what the follower asks of the view.
@@ -43,12 +40,10 @@ type engineHub interface {
 	Adopted()
 	Settle() bool
 	Claim(context.Context) error
-	Unused() []model.NetworkID
 }
 
 type adopter interface {
 	Adopt(context.Context, model.EngineSnapshot) error
-	DeleteNetwork(context.Context, model.NetworkID) error
 }
 
 // poolKeeper is the owner of the address pools.
@@ -69,7 +64,7 @@ const (
 	sandboxWait = 10 * time.Second
 
 	// goneFor is how long a network must be missing in what the managers list before
-	// its pool is freed, and in what the engine lists before its records are removed. The list is at most some seconds old.
+	// its pool is freed. The list is at most some seconds old.
 	goneFor = time.Minute
 
 	// newsAge is how late this process may learn that its node has changed the
@@ -89,7 +84,6 @@ func (f *follower) follow(ctx context.Context, s model.EngineSnapshot) {
 	f.takeKeys(ctx, s)
 	f.adopt(ctx, s)
 	f.confirm(ctx, s)
-	f.sweep(ctx, s)
 	f.hub.Settle()
 	if err := f.hub.Claim(ctx); err != nil {
 		f.log.Error("claims for published ports could not be recorded, will be retried", "err", err)
@@ -205,29 +199,4 @@ func (f *follower) missing(ctx context.Context, id model.NetworkID) {
 	}
 	delete(f.gone, id)
 	f.log.Info("pool freed: the swarm no longer has its network", "network", id.Short())
-}
-
-// sweep removes networks without endpoints that the engine has not: it forgets those
-// of the swarm when its power is cut, and calls DeleteNetwork only for what it knows.
-func (f *follower) sweep(ctx context.Context, s model.EngineSnapshot) {
-	if !f.adopted || !s.NetworksValid {
-		return
-	}
-	unused := f.hub.Unused()
-	maps.DeleteFunc(f.ended, func(id model.NetworkID, _ time.Time) bool { return !slices.Contains(unused, id) })
-	for _, id := range unused {
-		since, known := f.ended[id]
-		if _, listed := s.Networks[id]; listed {
-			delete(f.ended, id)
-		} else if !known {
-			f.ended[id] = f.now()
-		} else if f.now().Sub(since) >= goneFor {
-			if err := f.driver.DeleteNetwork(ctx, id); err != nil {
-				f.log.Error("network that the engine no longer has is kept, will be retried", "network", id.Short(), "err", err)
-				continue
-			}
-			delete(f.ended, id)
-			f.log.Info("network removed: the engine no longer has it, and was never seen to delete it", "network", id.Short())
-		}
-	}
 }

@@ -32,8 +32,6 @@ type around struct {
 	forgot   []time.Time
 	added    []string // keys, in hexadecimal
 	woken    int
-	unused   []model.NetworkID
-	removed  []model.NetworkID
 	fail     error
 }
 
@@ -50,14 +48,6 @@ func (a *around) Settle() bool { a.settled++; return true }
 func (a *around) Claim(context.Context) error { a.claimed++; return nil }
 func (a *around) Adopt(context.Context, model.EngineSnapshot) error {
 	a.adopts++
-	return a.fail
-}
-func (a *around) Unused() []model.NetworkID { return a.unused }
-func (a *around) DeleteNetwork(_ context.Context, id model.NetworkID) error {
-	if a.fail == nil {
-		a.removed = append(a.removed, id)
-		a.unused = slices.DeleteFunc(a.unused, func(x model.NetworkID) bool { return x == id })
-	}
 	return a.fail
 }
 func (a *around) Snapshot() []pool.Status { return a.statuses }
@@ -85,7 +75,7 @@ func newAround() *around {
 	a := &around{at: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), compared: make(map[model.NetworkID][]netip.Addr)}
 	a.follower = &follower{
 		scope: scopeGlobal, now: func() time.Time { return a.at }, hub: a, driver: a, pools: a, keys: a, wake: func() { a.woken++ },
-		named: make(chan string, 1), log: slog.New(slog.DiscardHandler), gone: make(map[model.NetworkID]time.Time), ended: make(map[model.NetworkID]time.Time),
+		named: make(chan string, 1), log: slog.New(slog.DiscardHandler), gone: make(map[model.NetworkID]time.Time),
 	}
 	return a
 }
@@ -190,57 +180,6 @@ func TestAPoolIsFreedWhenItsNetworkStaysAway(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestANetworkThatTheEngineForgotIsRemoved: an engine whose power was cut never
-// deletes the networks of tasks that have gone elsewhere.
-func TestANetworkThatTheEngineForgotIsRemoved(t *testing.T) {
-	lists := model.EngineSnapshot{ContainersValid: true, NetworksValid: true, Networks: map[model.NetworkID]model.EngineNetwork{web: {ID: web}}}
-	lacks, silent := model.EngineSnapshot{ContainersValid: true, NetworksValid: true}, model.EngineSnapshot{}
-	for _, c := range []struct {
-		name  string
-		steps []model.EngineSnapshot // 20 s apart
-		want  int                    // the step that removes; -1: none
-	}{
-		{"not listed for a minute", []model.EngineSnapshot{lists, lacks, lacks, lacks, lacks, lacks}, 4},
-		{"listed again meanwhile", []model.EngineSnapshot{lacks, lacks, lacks, lists, lacks, lacks}, -1},
-		{"the engine does not answer", []model.EngineSnapshot{silent, silent, silent, silent, silent}, -1},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			a := newAround()
-			a.unused = []model.NetworkID{web}
-			for i, s := range c.steps {
-				a.after(t, 20*time.Second, s)
-				if want := c.want >= 0 && i >= c.want; (len(a.removed) == 1) != want {
-					t.Fatalf("step %d: removed %v", i, a.removed)
-				}
-			}
-		})
-	}
-	t.Run("in use again meanwhile", func(t *testing.T) {
-		a := newAround()
-		a.unused = []model.NetworkID{web}
-		a.after(t, 0, lacks)
-		a.unused = nil
-		a.after(t, goneFor, lacks)
-		a.unused = []model.NetworkID{web}
-		a.after(t, goneFor, lacks)
-		if len(a.removed) > 0 {
-			t.Errorf("removed %v a moment after it was used", a.removed)
-		}
-	})
-	t.Run("the disk is full", func(t *testing.T) {
-		a := newAround()
-		a.unused = []model.NetworkID{web}
-		a.after(t, 0, lacks)
-		a.fail = errNoDisk
-		a.after(t, goneFor, lacks)
-		a.fail = nil
-		a.after(t, time.Second, lacks)
-		if len(a.removed) != 1 {
-			t.Errorf("removed %v", a.removed)
-		}
-	})
 }
 
 func TestAPoolThatIsNotFreedIsFreedLater(t *testing.T) {

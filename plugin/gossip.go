@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +31,7 @@ type gossiper struct {
 	// Of run alone:
 	node    *gossip.Node  // nil while it does not run
 	started gossip.Config // what node was made of
+	large   string        // the records that gossip does not take, as logged
 
 	// mu guards what follows. Rank: nothing else is locked while it is held.
 	mu    sync.Mutex
@@ -249,7 +252,7 @@ func (g *gossiper) exchange(ctx context.Context, node *gossip.Node, want gossip.
 	if !g.hub.Partial() {
 		// The hub's records are whole: the node may say so at once, and peers drop
 		// what a former life has published and this has not. Until then they keep it.
-		errs = append(errs, node.Replace(g.hub.Records()), node.Complete())
+		errs = append(errs, node.Replace(g.fitting(g.hub.Records())), node.Complete())
 	}
 	tables := node.Snapshot()
 	in := make([]view.Table, 0, len(tables))
@@ -265,6 +268,26 @@ func (g *gossiper) exchange(ctx context.Context, node *gossip.Node, want gossip.
 		in = append(in, view.Table{Owner: model.NodeID(name), Present: t.State == gossip.Alive, Whole: t.Complete, Entries: t.Entries})
 	}
 	return errors.Join(append(errs, g.hub.SetTables(ctx, in))...)
+}
+
+// fitting leaves out records that gossip does not take, and tells of them once: one
+// would keep all others from the other nodes.
+func (g *gossiper) fitting(records map[string][]byte) map[string][]byte {
+	var large []string
+	for key, value := range records {
+		if len(key) > gossip.MaxKey || len(value) > gossip.MaxValue {
+			large = append(large, fmt.Sprintf("%.64s (%d bytes)", key, len(value)))
+			delete(records, key)
+		}
+	}
+	slices.Sort(large)
+	if text := strings.Join(large, ", "); text != g.large {
+		g.large = text
+		if text != "" {
+			g.log.Error("the other nodes are not told some records, which are too large; give that service shorter options or fewer networks", "op", text)
+		}
+	}
+	return records
 }
 
 // removed reports whether the swarm has removed a node, by the word of its

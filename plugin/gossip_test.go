@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/gossip"
 	"sluice/internal/keyring"
 	"sluice/internal/model"
 	"sluice/internal/view"
@@ -172,6 +173,24 @@ func TestWhoIsRemoved(t *testing.T) {
 		if got := removed(c.engine, c.node); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
 		}
+	}
+}
+
+// TestALargeRecordDoesNotKeepTheOthers, and is told once each time it comes.
+func TestALargeRecordDoesNotKeepTheOthers(t *testing.T) {
+	var log strings.Builder
+	g := &gossiper{log: slog.New(slog.NewTextHandler(&log, nil))}
+	large := make([]byte, gossip.MaxValue+1)
+	for range 3 {
+		got := g.fitting(map[string][]byte{"node": {1}, "service/a": large, "service/b": large[1:]})
+		if len(got) != 2 || got["service/a"] != nil {
+			t.Errorf("%d records are left", len(got))
+		}
+	}
+	g.fitting(map[string][]byte{"node": {1}})
+	g.fitting(map[string][]byte{"service/a": large})
+	if n := strings.Count(log.String(), "service/a (32769 bytes)"); n != 2 {
+		t.Errorf("told %d times: %s", n, &log)
 	}
 }
 

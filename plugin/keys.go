@@ -21,8 +21,8 @@ import (
 	"sluice/internal/view"
 )
 
-// A node that no network has brought the gossip key to gets it from a manager: a
-// keyAsker asks, on workers, and a keyGiver lets managers answer. A manager has the
+// A node that no network has brought the gossip key to gets it from a manager, and so
+// does one whose keys are not those that the leader sends with: a keyAsker asks, on workers, and a keyGiver lets managers answer. A manager has the
 // key from the list of networks. With the setting GOSSIP_KEY neither does anything.
 
 // unused says that this process neither gives nor asks.
@@ -208,7 +208,14 @@ const (
 // has just joined, or a swarm that just starts, takes seconds.
 const unheardFor = time.Minute
 
-// keyAsker asks the managers for the gossip key while this node has none.
+// apartFor is how long a node with a key does not hear the leading manager before it
+// asks whether there is another key, and between two times that it asks then. Two keys
+// can arise (see internal/keyring), and no network may bring the second to this node.
+// A change of leaders, or a restart there, takes less.
+const apartFor = time.Minute
+
+// keyAsker asks the managers for the gossip key while this node has none, or none that
+// serves.
 type keyAsker struct {
 	cfg      Config
 	hub      *view.Hub
@@ -216,6 +223,9 @@ type keyAsker struct {
 	identity func() (keyshare.Identity, error)
 	ask      func(context.Context, keyshare.Identity, netip.AddrPort) ([][]byte, error) // keyshare.Ask
 	log      *slog.Logger
+
+	// Of run alone:
+	heard time.Time // when the leading manager was last heard, or asked instead
 
 	// mu guards what follows. Rank: nothing else is locked while it is held.
 	mu    sync.Mutex
@@ -293,15 +303,41 @@ func (a *keyAsker) run(ctx context.Context) {
 // managers are those to ask; none if there is no reason to.
 func (a *keyAsker) managers() []netip.Addr {
 	e := a.hub.Engine()
-	if !e.Active || e.Manager || len(a.ring.Keys()) > 0 {
+	if !e.Active || e.Manager || len(a.ring.Keys()) > 0 && !a.apart() {
 		return nil
 	}
 	return e.Managers
 }
 
+// apart reports whether this node does not understand the leading manager, by its keys
+// perhaps.
+func (a *keyAsker) apart() bool {
+	if a.heard.IsZero() || a.hub.HearsLeader() {
+		a.heard = time.Now()
+	}
+	return time.Since(a.heard) >= apartFor
+}
+
 // round asks the managers one after the other, until one gives keys. It returns
-// what each has said if none has answered.
+// what each has said if none has answered; nothing if this node had a key, as there are
+// other reasons then not to hear the others.
 func (a *keyAsker) round(ctx context.Context) []string {
+	if had := len(a.ring.Keys()); had > 0 {
+		if len(a.managers()) == 0 {
+			a.tell()
+			return nil
+		}
+		said := a.askAll(ctx)
+		a.heard = time.Now()
+		a.tell()
+		a.log.Debug("the leading manager is not heard, so managers were asked for another gossip key", "op", strings.Join(said, "; "))
+		return nil
+	}
+	return a.askAll(ctx)
+}
+
+// askAll is a round without regard to what this node has.
+func (a *keyAsker) askAll(ctx context.Context) []string {
 	managers := slices.Clone(a.managers())
 	// Not all nodes the same one.
 	rand.Shuffle(len(managers), func(i, j int) { managers[i], managers[j] = managers[j], managers[i] })
@@ -321,7 +357,6 @@ func (a *keyAsker) round(ctx context.Context) []string {
 		case keys == 0:
 			said = append(said, "manager "+manager.String()+" has none yet")
 		default:
-			a.log.Info("gossip key taken from a manager", "addr", manager.String())
 			a.tell()
 			return nil
 		}
@@ -353,10 +388,14 @@ func (a *keyAsker) one(ctx context.Context, manager netip.AddrPort) (int, error)
 	if err := a.own(id); err != nil {
 		return 0, err
 	}
+	had := len(a.ring.Keys())
 	for _, k := range keys {
 		if err := a.ring.Add(ctx, k); err != nil {
 			return 0, err
 		}
+	}
+	if n := len(a.ring.Keys()) - had; n > 0 {
+		a.log.Info("gossip key taken from a manager", "addr", manager.String())
 	}
 	return len(keys), nil
 }

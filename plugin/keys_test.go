@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"sluice/internal/keyshare"
 	"sluice/internal/model"
 	"sluice/internal/options"
+	"sluice/internal/view"
 )
 
 // asking is a worker's keyAsker, with managers that say what they are told to.
@@ -60,6 +62,16 @@ func asks(t *testing.T, cfg Config, e model.EngineSnapshot, answer func(context.
 	})
 }
 
+// leader has a manager m1 say that it leads, and be in contact or not.
+func (a *asking) leader(t *testing.T, present bool) {
+	t.Helper()
+	if err := a.s.hub.SetTables(t.Context(), []view.Table{{Owner: "m1", Present: present, Whole: true, Entries: map[string][]byte{
+		"node": []byte(`{"name":"m1","vtep":"192.0.2.1"}`), "lead": []byte(`{"claim":1}`),
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (a *asking) times() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -85,6 +97,7 @@ func TestAWorkerAsksItsManagersForTheKey(t *testing.T) {
 		if n := len(a.s.ring.Keys()); n != 2 || a.state() != "" {
 			t.Errorf("%d keys, %q", n, a.state())
 		}
+		a.leader(t, true)
 		before := a.times()
 		if time.Sleep(time.Hour); a.times() != before || before > 3 {
 			t.Errorf("asked %v", a.asked)
@@ -114,10 +127,51 @@ func TestWhatManagersSayIsTold(t *testing.T) {
 		}
 		// A network brings the key: there is nothing to ask for.
 		a.s.key(t, testKey(1))
+		a.leader(t, true)
 		time.Sleep(lastPause)
 		before := a.times()
 		if time.Sleep(time.Hour); a.times() != before || a.state() != "" || a.problem() != nil {
 			t.Errorf("asked still: %q, %v", a.state(), a.problem())
+		}
+	})
+}
+
+// TestAKeyThatTheLeaderDoesNotUseIsNotTheLast: a node that has one of two keys, and no
+// network that brings the other, asks for it, and makes no trouble of it.
+func TestAKeyThatTheLeaderDoesNotUseIsNotTheLast(t *testing.T) {
+	var up atomic.Bool
+	both := func(ctx context.Context, manager string) ([][]byte, error) {
+		if !up.Load() {
+			return refuses(ctx, manager)
+		}
+		return [][]byte{testKey(1), testKey(2)}, nil
+	}
+	asks(t, keyCfg, inSwarm("w1", "192.0.2.9", "192.0.2.1"), both, func(a *asking) {
+		a.s.key(t, testKey(1))
+		a.leader(t, true)
+		if time.Sleep(time.Hour); a.times() > 0 {
+			t.Fatal("asked, though it hears the leader")
+		}
+		a.leader(t, false)
+		time.Sleep(apartFor / 2)
+		if a.times() > 0 {
+			t.Error("asked at once")
+		}
+		time.Sleep(10 * apartFor)
+		synctest.Wait()
+		if n := a.times(); n < 8 || n > 11 || a.state() != "" || a.problem() != nil || a.log.Len() > 0 {
+			t.Errorf("asked %d times, %q, %v, %s", n, a.state(), a.problem(), &a.log)
+		}
+		up.Store(true)
+		time.Sleep(2 * apartFor)
+		synctest.Wait()
+		if n := len(a.s.ring.Keys()); n != 2 {
+			t.Errorf("%d keys", n)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := strings.Count(a.log.String(), "gossip key taken from a manager"); n != 1 {
+			t.Errorf("told %d times", n)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package diag
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,11 +54,22 @@ func (s *Server) Healthy() error {
 	if err := s.known(); err != nil {
 		return err
 	}
-	for _, err := range s.cfg.Loop.Last().Failed {
-		// What is not there yet is how a task's start looks from here.
-		if !errors.Is(err, kernel.ErrNotExist) {
-			return fmt.Errorf("the kernel refuses a change: %w", err)
+	// The first by its text, so that the answer stays the same.
+	var first kernel.Key
+	failed := s.cfg.Loop.Last().Failed
+	for k, err := range failed {
+		// What is not there yet is how a task's start looks from here. And what a task's
+		// own namespace refuses is that task's trouble: wherever the task went, it would take
+		// the node from the balancer.
+		if errors.Is(err, kernel.ErrNotExist) || strings.HasPrefix(k.Netns(), "task:") {
+			continue
 		}
+		if first == nil || k.String() < first.String() {
+			first = k
+		}
+	}
+	if first != nil {
+		return fmt.Errorf("the kernel refuses a change: %w", failed[first])
 	}
 	return nil
 }

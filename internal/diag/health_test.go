@@ -48,6 +48,9 @@ func TestWhetherANodeIsFine(t *testing.T) {
 		{"the kernel refuses", func(w *world) {
 			w.last.Failed = map[kernel.Key]error{kernel.Forward{}: errors.New("no iptables")}
 		}, "refuses a change: no iptables"},
+		{"a task's namespace refuses", func(w *world) {
+			w.last.Failed = map[kernel.Key]error{kernel.TaskMesh{Sandbox: "x", Addr: addr("10.255.0.3")}: errors.New("not permitted")}
+		}, ""},
 		{"a task starts", func(w *world) {
 			w.last.Failed = map[kernel.Key]error{kernel.TaskTable{Sandbox: "x"}: kernel.ErrNotExist}
 		}, ""},

@@ -233,6 +233,12 @@ func TestWhatBecameOfAPort(t *testing.T) {
 		{"no socket for the protocol", publishing(model.ServiceOptions{Published: "81:80/sctp"}), func(w *world) {
 			w.failed = map[model.HostPort]error{{Proto: model.SCTP, Port: 81}: kernel.ErrUnsupported}
 		}, diag.PortServed, "2 of 2", "service shop", "published port 81/sctp is not held by a socket", "modprobe sctp"},
+		{"no socket for many ports", publishing(model.ServiceOptions{Published: "81:80/sctp"}), func(w *world) {
+			w.failed = map[model.HostPort]error{{Proto: model.SCTP, Port: 81}: kernel.ErrUnsupported}
+			for p := range uint16(999) {
+				w.failed[model.HostPort{Proto: model.SCTP, Port: 8000 + p}] = kernel.ErrUnsupported
+			}
+		}, diag.PortServed, "2 of 2", "service shop", "published port 81/sctp, as 999 more of sctp, is not held by a socket", "modprobe sctp"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.after != nil {

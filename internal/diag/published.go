@@ -329,13 +329,26 @@ func (d *doors) problems(s *Server, ports []Port) []Problem {
 	return out
 }
 
-// unheld are the ports that nobody can hold, the kernel lacking their protocol.
+// unheld are the ports that nobody can hold, the kernel lacking their protocol: one
+// for each protocol stands for all.
 func (d *doors) unheld() []string {
-	var out []string
+	first, count := make(map[model.Proto]model.HostPort), make(map[model.Proto]int)
 	for p, err := range d.failed {
-		if errors.Is(err, kernel.ErrUnsupported) {
-			out = append(out, "published port "+p.String()+" is not held by a socket: "+err.Error())
+		if !errors.Is(err, kernel.ErrUnsupported) {
+			continue
 		}
+		if f, known := first[p.Proto]; !known || p.Compare(f) < 0 {
+			first[p.Proto] = p
+		}
+		count[p.Proto]++
+	}
+	var out []string
+	for proto, p := range first {
+		text := "published port " + p.String()
+		if n := count[proto] - 1; n > 0 {
+			text += fmt.Sprintf(", as %d more of %s,", n, proto)
+		}
+		out = append(out, text+" is not held by a socket: "+d.failed[p].Error())
 	}
 	slices.Sort(out)
 	return out

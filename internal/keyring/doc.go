@@ -5,7 +5,8 @@
 //	a setting (GOSSIP_KEY)            the operator brought it
 //	a network's options               the leader put it there when it allocated the network
 //	this node's records               it had the key before a restart
-//	a manager                         asked by a worker that none of these told
+//	a manager                         asked by a worker that none of these told, or
+//	                                  that does not hear the leading manager
 //	a new random one                  made by the leader for the first network
 //
 // Two keys can arise: a leader may allocate a network before it is told of older

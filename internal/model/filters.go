@@ -8,6 +8,10 @@ import (
 	"strings"
 )
 
+// MaxLabel bounds a condition on a label in bytes: 64 of them have to fit into a record
+// of gossip, which takes 32 KiB. What people write has some dozen.
+const MaxLabel = 255
+
 // MaxFilters bounds the lists of addresses, prefixes and labels of a published
 // service: they are in the gossip of all nodes, and long ones belong in a firewall.
 const MaxFilters = 64
@@ -190,6 +194,8 @@ func parseLabel(item string) (label, error) {
 		return label{}, fmt.Errorf("%q is no label of a node", key)
 	case strings.ContainsAny(key+value, "=!"):
 		return label{}, fmt.Errorf("%q has more than one = or !=", strings.TrimSpace(item))
+	case len(key)+len(value)+len("!=") > MaxLabel:
+		return label{}, fmt.Errorf("%.32q… is longer than %d bytes", strings.TrimSpace(item), MaxLabel)
 	}
 	return label{key, value, not}, nil
 }

@@ -47,6 +47,13 @@ func (p HostPort) String() string {
 	return s
 }
 
+// HostRange is a run of ports of this host, both ends included.
+type HostRange struct {
+	Proto  Proto
+	Addr   netip.Addr // of the host; invalid: all
+	Lo, Hi uint16
+}
+
 // Compare orders ports by protocol, number and address.
 func (p HostPort) Compare(o HostPort) int {
 	return cmp.Or(cmp.Compare(p.Proto, o.Proto), cmp.Compare(p.Port, o.Port), p.Addr.Compare(o.Addr))
@@ -61,6 +68,20 @@ type Published string
 // What a node has for each grows with ranges, not with ports, and all nodes have
 // the list in their gossip.
 const MaxPublished = 32
+
+// MaxHostPorts bounds the ports that a service publishes, counted for each address that
+// they are bound to: all of one protocol. A node has a socket of some 3 KiB for each, and
+// tries those of other nodes' addresses again and again.
+const MaxHostPorts = 1 << 16
+
+// Ports is how many ports of a node they are.
+func (p Published) Ports() int {
+	n := 0
+	for _, r := range p.List() {
+		n += int(r.Hi-r.Lo) + 1
+	}
+	return n
+}
 
 // ParsePublished reads a list like 81:80;443;8000-8010:9000-9010/udp: the port or
 // range of the node, that of the task if it is another, and the protocol, tcp

@@ -184,7 +184,8 @@ func TestLabelsAreReadAndMatched(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "neither key=value", "zone": "neither key=value", "=a": "names no label", "!=a": "names no label",
 		"a=b=c": "more than one", "a!!=b": "more than one", "node.role=manager": "no label of a node", "engine.labels.os=x": "no label of a node",
-		"zone=a;zone=b": `is to be both "a" and "b"`, "zone!=a;zone=a": `is to be "a" and not to be`,
+		"zone=" + strings.Repeat("a", 250): "is longer than 255 bytes",
+		"zone=a;zone=b":                    `is to be both "a" and "b"`, "zone!=a;zone=a": `is to be "a" and not to be`,
 	} {
 		if got, err := ParseLabels(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %q, %v; want an error with %q", in, got, err, want)

@@ -33,6 +33,10 @@ type View struct {
 	// Taken are the published ports of this node that could not be had, with the
 	// process that has each, for people.
 	Taken map[HostPort]string
+	// Tried are the published ports of this node that it has tried to hold: who has
+	// one of them is known, by Taken. What is published and not among them may be a
+	// process's. Nil: nobody tries, and all count.
+	Tried []HostRange
 	// Drained: the swarm has this node paused or drained, as the leading manager tells
 	// it. Plans do not heed it: what is published goes on being served.
 	Drained bool

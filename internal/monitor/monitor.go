@@ -49,6 +49,9 @@ const (
 	// maxConns bounds connections. Each takes some 20 KB, and the plugin as a whole
 	// shall stay below 64 MiB; a node has few balancers and collectors.
 	maxConns = 64
+	// maxOfOne is how many of them one address may have: a balancer that asks for twenty
+	// ports at once has them, and three addresses are not enough to keep it out.
+	maxOfOne = 20
 	// scrapedFor is how long an answer to collectors is used again: each is a look at
 	// everything, tens of milliseconds on a large node, and anybody may ask.
 	scrapedFor = time.Second
@@ -144,7 +147,7 @@ func (m *Monitor) serve(ctx context.Context, end <-chan struct{}, l net.Listener
 		ErrorLog: slog.NewLogLogger(m.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(limit(l, maxConns)) }()
+	go func() { failed <- srv.Serve(limit(l, maxConns, maxOfOne)) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve on %s: %w", m.cfg.Addr, err)
@@ -246,17 +249,23 @@ func question(query string) (uint16, model.Proto, error) {
 	return port, p, nil
 }
 
-// limited is a listener with a bound on open connections. Who comes beyond waits in
-// the kernel.
+// limited is a listener with bounds on open connections. Who comes beyond that of all
+// waits in the kernel; who comes beyond that of one address is cut off, as it would
+// keep others out.
 type limited struct {
 	net.Listener
+	each int // of one address
 	free chan struct{}
 	done chan struct{}
 	once sync.Once
+
+	// mu guards of. Rank: nothing else is locked while it is held.
+	mu sync.Mutex
+	of map[netip.Addr]int
 }
 
-func limit(l net.Listener, n int) net.Listener {
-	return &limited{Listener: l, free: make(chan struct{}, n), done: make(chan struct{})}
+func limit(l net.Listener, all, each int) net.Listener {
+	return &limited{Listener: l, each: each, free: make(chan struct{}, all), done: make(chan struct{}), of: make(map[netip.Addr]int)}
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -265,12 +274,40 @@ func (l *limited) Accept() (net.Conn, error) {
 	case <-l.done:
 		return nil, net.ErrClosed
 	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.free
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			<-l.free
+			return nil, err
+		}
+		var from netip.Addr
+		if t, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			from = t.AddrPort().Addr().Unmap()
+		}
+		if !l.enter(from) {
+			_ = c.Close() // nothing was sent on it
+			continue
+		}
+		return &conn{Conn: c, free: sync.OnceFunc(func() { l.exit(from); <-l.free })}, nil
 	}
-	return &conn{Conn: c, free: sync.OnceFunc(func() { <-l.free })}, nil
+}
+
+func (l *limited) enter(a netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of[a] >= l.each {
+		return false
+	}
+	l.of[a]++
+	return true
+}
+
+func (l *limited) exit(a netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of[a]--; l.of[a] == 0 {
+		delete(l.of, a)
+	}
 }
 
 func (l *limited) Close() error {

@@ -221,11 +221,20 @@ func (l *memory) Accept() (net.Conn, error) {
 func (l *memory) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
 func (l *memory) Addr() net.Addr { return &net.TCPAddr{} }
 
-// dial connects, or fails once the listener is closed.
-func (l *memory) dial() (net.Conn, error) {
+// from is a connection from an address.
+type from struct {
+	net.Conn
+	addr netip.Addr
+}
+
+func (c from) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.addr, 4242)) }
+
+// dial connects from an address of a machine of that number, or fails once the
+// listener is closed.
+func (l *memory) dial(machine byte) (net.Conn, error) {
 	a, b := net.Pipe()
 	select {
-	case l.conns <- b:
+	case l.conns <- from{b, netip.AddrFrom4([4]byte{192, 0, 2, machine})}:
 		return a, nil
 	case <-l.done:
 		return nil, net.ErrClosed
@@ -262,7 +271,7 @@ func TestThePortIsTriedAgainAndAnswersToTheEnd(t *testing.T) {
 		}
 		client := http.Client{Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialContext:       func(context.Context, string, string) (net.Conn, error) { return l.dial() },
+			DialContext:       func(context.Context, string, string) (net.Conn, error) { return l.dial(200) },
 		}}
 		ask := func() (int, string) {
 			resp, err := client.Get("http://node/healthz")
@@ -337,6 +346,56 @@ func TestTheAddressIsTheOneAskedFor(t *testing.T) {
 	<-ended
 }
 
+// TestOneMachineDoesNotKeepOthersOut: it is cut off, and let in again when it has
+// closed what it had.
+func TestOneMachineDoesNotKeepOthersOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newMemory()
+		m := New(Config{Node: new(node), Log: slog.New(slog.DiscardHandler), Listen: func() (net.Listener, error) { return l, nil }})
+		end, ended := make(chan struct{}), make(chan struct{})
+		go func() { m.Run(t.Context(), end); close(ended) }()
+		ask := func(machine byte) error {
+			c, err := l.dial(machine)
+			if err != nil {
+				return err
+			}
+			if _, err := io.WriteString(c, "GET /healthz HTTP/1.0\r\n\r\n"); err != nil {
+				return err
+			}
+			_, err = io.ReadAll(c)
+			return err
+		}
+		var greedy []net.Conn
+		for range maxOfOne {
+			c, err := l.dial(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			greedy = append(greedy, c)
+		}
+		if err := ask(1); err == nil {
+			t.Errorf("one more than %d of one machine was answered", maxOfOne)
+		}
+		if err := ask(2); err != nil {
+			t.Errorf("another machine: %v", err)
+		}
+		if err := greedy[0].Close(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if err := ask(1); err != nil {
+			t.Errorf("the machine that has closed one: %v", err)
+		}
+		for _, c := range greedy[1:] {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		close(end)
+		<-ended
+	})
+}
+
 // TestSilentClientsAreCutOff, and leave room for the next.
 func TestSilentClientsAreCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -345,8 +404,8 @@ func TestSilentClientsAreCutOff(t *testing.T) {
 		end, ended := make(chan struct{}), make(chan struct{})
 		go func() { m.Run(t.Context(), end); close(ended) }()
 		var silent []net.Conn
-		for range maxConns {
-			c, err := l.dial()
+		for i := range maxConns {
+			c, err := l.dial(byte(i))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -354,7 +413,7 @@ func TestSilentClientsAreCutOff(t *testing.T) {
 		}
 		asked := make(chan string, 1)
 		go func() {
-			c, err := l.dial()
+			c, err := l.dial(200)
 			if err != nil {
 				asked <- err.Error()
 				return

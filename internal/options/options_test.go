@@ -175,6 +175,8 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 			`sluice.source="snat": unknown; allowed: keep, masquerade`},
 		{"what is of published ports, without", service, map[string]string{Bind: "192.0.2.1", Source: "masquerade"},
 			`sluice.publish.bind="192.0.2.1": is of use with sluice.publish only, which is not set; allowed: with sluice.publish=PORTS | sluice.source="masquerade": is of use with sluice.publish only, which is not set; allowed: with sluice.publish=PORTS`},
+		{"ports at too many addresses", service, map[string]string{Publish: "1-40000", Bind: "192.0.2.1;192.0.2.2", Allow: "10.0.0.0/8"},
+			`sluice.publish="1-40000": is 40000 ports at 2 addresses; allowed: up to 65536 ports, counted for each address of sluice.publish.bind`},
 		{"what is of refused ports", service, map[string]string{Publish: "0", Allow: "10.0.0.0/8"},
 			`sluice.publish="0": "0": "0" is no port; allowed: up to 32 ports or ranges like 81:80;443;8000-8010:9000-9010/udp`},
 		{"a secret is not repeated", network, map[string]string{SecretKey: "hunter2"},
@@ -475,4 +477,15 @@ func FuzzNetwork(f *testing.F) {
 			t.Errorf("%q gave %+v: %s", in, o, wrong(o))
 		}
 	})
+}
+
+// TestAPortIsNotOpenToMoreThanWasMeant: who may not be read as an address, a node or
+// a client does not become all.
+func TestAPortIsNotOpenToMoreThanWasMeant(t *testing.T) {
+	for key, value := range map[string]string{Bind: "eth0", Nodes: "zone", Allow: "10.0.0.1/8", Allow + "ed": "10.0.0.0/8"} {
+		o, err := Service(map[string]string{Publish: "80", key: value, Scheduler: "sh"})
+		if errs := (Errors)(nil); !errors.As(err, &errs) || len(errs) != 1 || o != (model.ServiceOptions{Scheduler: "sh"}) {
+			t.Errorf("%s=%s: %+v, %v", key, value, o, err)
+		}
+	}
 }

@@ -84,7 +84,8 @@ func Network(in map[string]string) (NetworkRequest, error) {
 // Service reads the options of an endpoint: the driver-opt of a service's or a
 // container's network. Keys without the prefix `sluice.` belong to the engine
 // and are passed over. The error is an Errors with every option that was
-// refused; the options then hold what could be read.
+// refused; the options then hold what could be read, but no published ports if
+// anything of those was refused.
 func Service(in map[string]string) (model.ServiceOptions, error) {
 	var o model.ServiceOptions
 	errs, told := read(in, serviceOptions, &o, func(string) *Error { return nil })
@@ -107,6 +108,17 @@ func Service(in map[string]string) (model.ServiceOptions, error) {
 			errs = append(errs, told.refuse(Lower, fmt.Sprintf("is more than %s, which is %d", Upper, o.Upper), between(0, o.Upper)))
 		}
 		o.Lower = 0
+	}
+	if n, at := o.Published.Ports(), max(len(o.Bind.List()), 1); n*at > model.MaxHostPorts {
+		errs = append(errs, told.refuse(Publish, fmt.Sprintf("is %d ports at %d addresses", n, at), fmt.Sprintf("up to %d ports, counted for each address of %s", model.MaxHostPorts, Bind)))
+		o.Published, told.refused[Publish] = "", true
+	}
+	// Without what was refused, or is another version's, it would be open to more than was
+	// meant: after an update, old tasks still run behind it.
+	for key := range told.refused {
+		if strings.HasPrefix(key, Publish+".") {
+			o.Published, told.refused[Publish] = "", true
+		}
 	}
 	if o.Published == "" {
 		errs = append(errs, unpublish(&o, told)...)
@@ -219,6 +231,7 @@ func read[T comparable](in map[string]string, table []option[T], dst *T, foreign
 		switch {
 		case i < 0 && strings.HasPrefix(folded, prefix):
 			refuse(key, value, unknown(folded), keyList(table))
+			refused[folded] = true
 			continue
 		case i < 0:
 			if e := foreign(folded); e != nil {

@@ -222,7 +222,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: Publish, Default: "none", Allowed: "up to 32 ports or ranges like 81:80;443;8000-8010:9000-9010/udp",
-			Doc: "Ports of every node of the swarm that lead to the tasks, each with the task's port behind `:` if that is another, and the protocol (tcp, udp, sctp) if it is not tcp. Of two services that publish one port, the older has it."},
+			Doc: "Ports of every node of the swarm that lead to the tasks, each with the task's port behind `:` if that is another, and the protocol (tcp, udp, sctp) if it is not tcp. Of two services that publish one port, the older has it; one that sluice itself needs (GOSSIP_PORT and its like) is no service's."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Published, err = model.ParsePublished(v)
 			return err

@@ -22,8 +22,9 @@ const (
 	// lostEndpoint: an endpoint that the engine does not list.
 	lostEndpoint = 30 * time.Second
 	// unusedNetwork: a network with no endpoint that the engine does not list. It
-	// deletes such a network itself, unless it was killed and has forgotten it.
-	unusedNetwork = 2 * time.Minute
+	// deletes such a network itself, unless it was killed and has forgotten it. Its
+	// list is at most some seconds old; putting the network anew begins the time anew.
+	unusedNetwork = time.Minute
 )
 
 // SetEngine takes what the local engine tells. What it says of this node's
@@ -32,6 +33,9 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	h.mu.Lock()
 	before := h.engine
 	s = believed(before, s)
+	if s.NetworksValid || before.Networks != nil {
+		s.Services = publishedHere(s)
+	}
 	h.engine = s
 	var puts []model.Record
 	var dels []model.RecordKey

@@ -76,7 +76,12 @@ type Hub struct {
 	since     map[model.NetworkID]time.Time // when a network was last seen in use
 	entered   map[model.NetworkID]entryRecord
 	full      map[model.NetworkID]error // that Claim found no room in
-	taken     map[model.HostPort]string // model.View's
+	tried     []model.HostRange         // model.View's; nil before SetTaken
+	taken     map[model.HostPort]string // likewise
+	unjoined  bool                      // the last view lacks a network for want of an MTU
+	mtu       int                       // of overlays here, as last known, in bytes
+	mtuOf     netip.Addr                // the VTEP that it is of
+	mtuErr    string                    // why it is not known now, as logged
 	unsaved   unsaved
 }
 
@@ -282,24 +287,6 @@ func (h *Hub) DeleteNetwork(ctx context.Context, id model.NetworkID) (uint64, er
 	})
 }
 
-// Unused are the networks with a record of this node and no endpoint of it, in no
-// order.
-func (h *Hub) Unused() []model.NetworkID {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	used := make(map[model.NetworkID]bool)
-	for _, e := range h.endpoints {
-		used[e.Network] = true
-	}
-	var out []model.NetworkID
-	for id := range h.networks {
-		if !used[id] {
-			out = append(out, id)
-		}
-	}
-	return out
-}
-
 // Endpoint returns an endpoint of this node.
 func (h *Hub) Endpoint(id model.EndpointID) (model.Endpoint, bool) {
 	h.mu.Lock()
@@ -428,7 +415,7 @@ func (h *Hub) buildLocked() model.View {
 		}
 	}
 	h.leaving = leaving
-	v.Taken = h.taken
+	v.Tried, v.Taken = h.tried, h.taken
 	v.Entries = h.entriesLocked(others)
 	h.joinLocked(&v)
 	return v

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"sluice/internal/model"
 	"sluice/internal/options"
@@ -51,6 +52,27 @@ func (r networkRecord) network(id model.NetworkID) model.Network {
 // there is one without any says that the node has none of them.
 type labelsRecord struct {
 	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// publishedHere are a snapshot's services without what they publish on networks that
+// are none of this plugin's: an option is text that anybody may give to any network.
+// Such a port would be held on every node, and kept from services that are served.
+func publishedHere(s model.EngineSnapshot) map[model.ServiceID]model.Service {
+	out := maps.Clone(s.Services)
+	for id, sv := range s.Services {
+		for network, o := range sv.Options {
+			_, listed := s.Networks[network]
+			_, waits := s.Unallocated[network] // whose it is is not known yet
+			if o.Published == "" || listed || waits {
+				continue
+			}
+			o.Published, o.Bind, o.Nodes, o.Allow, o.Source = "", "", "", "", model.Keep
+			sv.Options = maps.Clone(sv.Options)
+			sv.Options[network] = o
+			out[id] = sv
+		}
+	}
+	return out
 }
 
 // sayPublishedLocked adds to what this node says as leading manager. What its engine
@@ -143,25 +165,62 @@ func (h *Hub) entriesLocked(others map[model.NodeID]nodeRecord) map[model.Networ
 
 // joinLocked adds the networks to a view that are here for published ports only.
 func (h *Hub) joinLocked(v *model.View) {
+	h.unjoined = false
 	for _, n := range ingress.Transit(*v) {
 		if n.MTU == 0 && h.cfg.MTU != nil {
-			mtu, err := h.cfg.MTU(h.self.VTEP)
-			if err != nil {
-				h.cfg.Log.Warn("network cannot be joined for published ports: the MTU of the underlay is not known", "network", n.ID.Short(), "err", err)
-			}
-			n.MTU = mtu
+			n.MTU = h.mtuLocked()
 		}
 		if n.MTU > 0 {
 			v.Networks[n.ID] = n
+		} else {
+			h.unjoined = true
 		}
 	}
 }
 
+// mtuLocked is what an overlay of this node may have; 0 if that was never known. A
+// moment in which the underlay has no address must not end what goes through the
+// networks that are joined.
+func (h *Hub) mtuLocked() int {
+	mtu, err := h.cfg.MTU(h.self.VTEP)
+	switch {
+	case err == nil && mtu > 0:
+		h.mtu, h.mtuOf, h.mtuErr = mtu, h.self.VTEP, ""
+		return mtu
+	case err == nil:
+		err = fmt.Errorf("it leaves %d bytes", mtu)
+	}
+	if h.mtuErr != err.Error() {
+		h.mtuErr = err.Error()
+		h.cfg.Log.Warn("the MTU of networks that are joined for published ports is not known; the last one counts, without one they are not joined; tried again", "err", err)
+	}
+	if h.mtuOf != h.self.VTEP {
+		return 0
+	}
+	return h.mtu
+}
+
+// join makes a new view if a network can be joined by now that could not. Nobody
+// tells of that.
+func (h *Hub) join() {
+	h.mu.Lock()
+	can := h.unjoined && h.cfg.MTU != nil && h.mtuLocked() > 0
+	if can {
+		h.unjoined = false
+		h.changedLocked()
+	}
+	h.mu.Unlock()
+	if can {
+		h.announce(true)
+	}
+}
+
 // Claim brings up to date what this node claims of the networks into which its
-// published ports lead. It is for whoever feeds the hub: claims follow from what
+// published ports lead, and joins what could not be joined before. It is for whoever feeds the hub: claims follow from what
 // is known of services, networks and other nodes, and are known to those by gossip.
 // A network that has no room is logged, once, and told by Unclaimed.
 func (h *Hub) Claim(ctx context.Context) error {
+	h.join()
 	_, err := h.commit(ctx, func() change {
 		if h.view == nil {
 			v := h.buildLocked()
@@ -200,14 +259,14 @@ func (h *Hub) Claim(ctx context.Context) error {
 	return nil
 }
 
-// SetTaken takes which published ports of this node processes have, as it is now;
-// the caller does not change it any more. It is not durable: a process that starts
-// tries them all.
-func (h *Hub) SetTaken(taken map[model.HostPort]string) {
+// SetTaken takes which published ports of this node were tried, and which of them
+// processes have, as it is now; the caller does not change them any more. It is not
+// durable: a process that starts tries them all.
+func (h *Hub) SetTaken(tried []model.HostRange, taken map[model.HostPort]string) {
 	h.mu.Lock()
-	news := !maps.Equal(h.taken, taken)
+	news := !maps.Equal(h.taken, taken) || !slices.Equal(h.tried, tried) || h.tried == nil
 	if news {
-		h.taken = taken
+		h.tried, h.taken = append([]model.HostRange{}, tried...), taken // not nil any more
 		h.changedLocked()
 	}
 	h.mu.Unlock()

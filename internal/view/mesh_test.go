@@ -5,8 +5,10 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -259,6 +261,70 @@ func TestTheMTUMayBeLeftToTheNodes(t *testing.T) {
 	}
 }
 
+// TestAJoinedNetworkStaysWhileTheMTUCannotBeRead: and one that could not be joined is,
+// once it can, without other news.
+func TestAJoinedNetworkStaysWhileTheMTUCannotBeRead(t *testing.T) {
+	a, b := fresh(t), fresh(t)
+	asked := errors.New("no such device")
+	b.cfg.MTU = func(netip.Addr) (int, error) { return 1450, asked }
+	ok(t, a.SetEngine(t.Context(), publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp"}, "")))
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	tell(t, a, b)
+	if _, joined := b.View().Networks[web]; joined {
+		t.Fatal("joined without an MTU")
+	}
+	asked = nil
+	before := b.changed
+	ok(t, b.Claim(t.Context()))
+	if n := b.View().Networks[web]; n.MTU != 1450 || b.changed == before {
+		t.Fatalf("joined with %d, told %d times", n.MTU, b.changed-before)
+	}
+	asked = errors.New("no such device")
+	b.SetTaken(nil, map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}) // a new view
+	if n := b.View().Networks[web]; n.MTU != 1450 {
+		t.Errorf("it has gone: %d", n.MTU)
+	}
+	// Another underlay has an MTU of its own.
+	ok(t, b.SetVTEP(t.Context(), addr("192.168.0.9")))
+	if n, joined := b.View().Networks[web]; joined {
+		t.Errorf("by another underlay's MTU: %d", n.MTU)
+	}
+}
+
+// TestAPortOnAnotherDriversNetworkIsNobodys: an older service has no port by it.
+func TestAPortOnAnotherDriversNetworkIsNobodys(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	s := publishes(runs(swarm("nodeA", "192.168.0.1"), one), model.ServiceOptions{Published: "80/tcp"}, "1400")
+	s.Services["older"] = model.Service{ID: "older", Created: time.Unix(1, 0), Options: map[model.NetworkID]model.ServiceOptions{
+		"dockers": {Published: "80/tcp", Bind: "192.0.2.1", Weight: 3}, web: {Published: "81/tcp"},
+	}}
+	published := func() (out []model.Published) {
+		for _, n := range []*node{a, b, b.restarted(t)} {
+			o := n.View().Services["older"].Options
+			out = append(out, o["dockers"].Published, o[web].Published)
+		}
+		return out
+	}
+	ok(t, a.SetEngine(t.Context(), s))
+	tell(t, a, b)
+	if got, want := published(), []model.Published{"", "81/tcp", "", "81/tcp", "", "81/tcp"}; !slices.Equal(got, want) {
+		t.Errorf("published %q, want %q", got, want)
+	}
+	if o := a.View().Services["older"].Options["dockers"]; o != (model.ServiceOptions{Weight: 3}) {
+		t.Errorf("the rest is %+v", o)
+	}
+	if s.Services["older"].Options["dockers"].Published == "" {
+		t.Error("the snapshot was changed")
+	}
+	// A network without a driver yet may be one of ours.
+	s.Unallocated = map[model.NetworkID]string{"dockers": "new"}
+	ok(t, a.SetEngine(t.Context(), s))
+	tell(t, a, b)
+	if got, want := published(), []model.Published{"80/tcp", "81/tcp", "80/tcp", "81/tcp", "80/tcp", "81/tcp"}; !slices.Equal(got, want) {
+		t.Errorf("not allocated: published %q, want %q", got, want)
+	}
+}
+
 func TestALeaderThatCannotAskRepeatsItself(t *testing.T) {
 	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp", Nodes: "zone!=x"})
 	before := b.View()
@@ -300,15 +366,22 @@ func TestAnEndpointDoesNotRepeatWhatItsServicePublishes(t *testing.T) {
 func TestTakenPortsAreNewsOnce(t *testing.T) {
 	a := fresh(t)
 	taken := map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}
-	a.SetTaken(nil)
-	before := a.changed
-	a.SetTaken(taken)
-	a.SetTaken(maps.Clone(taken))
-	if v := a.View(); !maps.Equal(v.Taken, taken) || a.changed != before+1 {
-		t.Errorf("taken %v, told %d times", v.Taken, a.changed-before)
+	if v := a.View(); v.Tried != nil {
+		t.Errorf("tried %v before anybody has", v.Tried)
 	}
-	if v := a.restarted(t).View(); len(v.Taken) > 0 {
-		t.Errorf("after a restart: %v", v.Taken)
+	a.SetTaken(nil, nil)
+	if v := a.View(); v.Tried == nil || len(v.Tried) > 0 {
+		t.Errorf("tried %#v, want that nothing was", v.Tried)
+	}
+	before := a.changed
+	tried := []model.HostRange{{Proto: model.TCP, Lo: 80, Hi: 81}}
+	a.SetTaken(tried, taken)
+	a.SetTaken(slices.Clone(tried), maps.Clone(taken))
+	if v := a.View(); !maps.Equal(v.Taken, taken) || !slices.Equal(v.Tried, tried) || a.changed != before+1 {
+		t.Errorf("tried %v, taken %v, told %d times", v.Tried, v.Taken, a.changed-before)
+	}
+	if v := a.restarted(t).View(); len(v.Taken) > 0 || v.Tried != nil {
+		t.Errorf("after a restart: %v, %v", v.Tried, v.Taken)
 	}
 }
 

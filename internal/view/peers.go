@@ -163,17 +163,7 @@ func (h *Hub) leadersWordLocked() word {
 		}
 		return w
 	}
-	var lead *table
-	var from model.NodeID
-	var claim uint64
-	for owner, t := range h.tables {
-		l, ok := t.entries[keyLead].value.(leadRecord)
-		// Two managers may claim the same number in the same moment; all readers
-		// take the smaller name until one claims again.
-		if ok && (l.Claim > claim || l.Claim == claim && owner < from) {
-			lead, from, claim = t, owner, l.Claim
-		}
-	}
+	lead := h.leaderLocked()
 	if lead == nil {
 		return w
 	}
@@ -198,6 +188,34 @@ func (h *Hub) leadersWordLocked() word {
 		}
 	}
 	return w
+}
+
+// leaderLocked is the table of the leading manager among the other nodes; nil if none
+// has said that it is.
+func (h *Hub) leaderLocked() *table {
+	var lead *table
+	var from model.NodeID
+	var claim uint64
+	for owner, t := range h.tables {
+		l, ok := t.entries[keyLead].value.(leadRecord)
+		// Two managers may claim the same number in the same moment; all readers
+		// take the smaller name until one claims again.
+		if ok && (l.Claim > claim || l.Claim == claim && owner < from) {
+			lead, from, claim = t, owner, l.Claim
+		}
+	}
+	return lead
+}
+
+// HearsLeader reports whether this node is the leading manager, or in contact with it.
+func (h *Hub) HearsLeader() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.claim > 0 && h.claim >= h.highestLocked() {
+		return true
+	}
+	lead := h.leaderLocked()
+	return lead != nil && lead.present
 }
 
 func (h *Hub) highestLocked() uint64 {

@@ -58,8 +58,8 @@ func plus(a netip.Addr, n uint32) netip.Addr {
 
 // Claims decides what this node claims of each network that its published ports
 // lead into. A claim that it has is kept, unless another node with a smaller id
-// has taken the same. A network with no room left is told in the second result,
-// and has no claim. While the view is partial, claims stay as they are.
+// has taken the same. A network with no room left, or in the mesh's own pool, is told in
+// the second result, and has no claim. While the view is partial, claims stay as they are.
 func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]error) {
 	out := make(map[model.NetworkID]model.Entry)
 	self := v.Self.Node
@@ -72,8 +72,14 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 		return out, nil
 	}
 	var nets []model.NetworkID
+	errs := make(map[model.NetworkID]error)
 	for _, id := range Entered(v) {
-		if _, here := v.Networks[id]; here {
+		n, here := v.Networks[id]
+		switch of := poolOf(v.Self); {
+		case !here:
+		case n.Subnet.IsValid() && n.Subnet.Overlaps(of):
+			errs[id] = fmt.Errorf("network %s has subnet %s, which is in the mesh's pool %s; set MESH_POOL to what no network has, on all nodes", id.Short(), n.Subnet, of)
+		default:
 			nets = append(nets, id)
 		}
 	}
@@ -94,7 +100,6 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 		}
 		out[id] = kept
 	}
-	errs := make(map[model.NetworkID]error)
 	for _, id := range nets {
 		e := out[id]
 		e.VTEP = v.Self.VTEP
@@ -207,13 +212,17 @@ func place(node model.NodeID, network model.NetworkID) uint32 {
 	return h.Sum32()
 }
 
-// Aliases gives each service of a network an address of this node's block: one
-// that had it keeps it; else it is the one with the low bits of the service's
-// virtual IP, which in a subnet of /20 or smaller no other has; else the next that
-// is free, in the order of the virtual IPs and then of the ids. vips has the zero
-// address for services of endpoint mode dnsrr. A block holds 4,095; who comes
-// after that has none.
-func Aliases(block netip.Prefix, vips map[model.ServiceID]netip.Addr, had map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
+// Aliases gives each service of a network an address of this node's block: the one
+// with the low bits of the service's virtual IP, which in a subnet of /20 or smaller no
+// other has; else the next that is free, in the order of the virtual IPs and then of
+// the ids. vips has the zero address for services of endpoint mode dnsrr, which come
+// last. A block holds 4,095; who comes after that has none.
+//
+// Nothing is remembered. Be aware: a service that did not get its own place moves when
+// the one that has it goes, and one of dnsrr when a virtual IP takes its place; its open
+// connections by published ports end then. Of two services on a larger subnet, or with
+// dnsrr, one pair in 4,096 is such.
+func Aliases(block netip.Prefix, vips map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
 	out := make(map[model.ServiceID]netip.Addr, len(vips))
 	if !block.Addr().Is4() || block.Bits() != blockBits {
 		return out
@@ -233,14 +242,6 @@ func Aliases(block netip.Prefix, vips map[model.ServiceID]netip.Addr, had map[mo
 		return 1
 	})
 	for _, id := range ids {
-		if a := had[id]; block.Contains(a) && !taken[a] {
-			out[id], taken[a] = a, true
-		}
-	}
-	for _, id := range ids {
-		if out[id].IsValid() {
-			continue
-		}
 		start := place(model.NodeID(id), "")
 		if vip := vips[id]; vip.Is4() {
 			b := vip.As4()

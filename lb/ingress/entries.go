@@ -64,12 +64,14 @@ func LabelsAsked(services map[model.ServiceID]model.Service) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-// LabelsOf are those of a node's labels that are asked for, without case.
+// LabelsOf are those of a node's labels that are asked for, without case. A value that
+// is longer than any condition is cut, and still meets none: all nodes have it in
+// their gossip.
 func LabelsOf(labels map[string]string, asked []string) map[string]string {
 	out := make(map[string]string)
 	for k, v := range labels {
 		if _, is := slices.BinarySearch(asked, strings.ToLower(k)); is {
-			out[k] = v
+			out[k] = v[:min(len(v), model.MaxLabel+1)]
 		}
 	}
 	return out

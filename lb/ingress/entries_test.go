@@ -3,6 +3,7 @@ package ingress
 import (
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"sluice/internal/model"
@@ -46,6 +47,15 @@ func TestWhichNetworksANodeEnters(t *testing.T) {
 	}
 	if got := LabelsOf(map[string]string{"Zone": "A", "rack": "1"}, asked); !maps.Equal(got, map[string]string{"Zone": "A"}) {
 		t.Errorf("told %v", got)
+	}
+	// No condition is that long, so none is met by another value than before.
+	long := map[string]string{"zone": strings.Repeat("a", 100_000)}
+	cut := LabelsOf(long, asked)
+	for _, text := range []string{"zone=a", "zone!=a", "zone=" + strings.Repeat("a", 249), "zone!=" + strings.Repeat("a", 249)} {
+		ls, err := model.ParseLabels(text)
+		if err != nil || ls.Match(cut) != ls.Match(long) || len(cut["zone"]) > 1000 {
+			t.Errorf("%.20s…: %v, %t, %t of %d bytes", text, err, ls.Match(long), ls.Match(cut), len(cut["zone"]))
+		}
 	}
 	// Nobody has told of this node: it is of no zone, and of no other either.
 	delete(v.Labels, "n1")

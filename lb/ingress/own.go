@@ -59,9 +59,11 @@ func Wants(v model.View) []Want {
 				continue
 			}
 			addrs := o.Bind.List()
-			if len(addrs) == 0 {
+			if o.Bind == "" {
 				addrs = []netip.Addr{{}}
 			}
+			// Of a list that cannot be read, as another version may have told it, there is
+			// no address: better a port that is not open than one that should not be.
 			for _, r := range o.Published.List() {
 				for _, a := range addrs {
 					out = append(out, Want{Port{id, network, a, r}, s.Name, s.Created})
@@ -122,7 +124,69 @@ func Own(wants []Want, held map[model.HostPort]string) (won []Port, lost []Loss)
 	slices.SortFunc(lost, func(a, b Loss) int {
 		return cmp.Or(compare(a.Port, b.Port), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerName, b.OwnerName))
 	})
-	return left, lost
+	return left, inRuns(lost)
+}
+
+// inRuns makes one loss of those that continue each other: a process has its ports one
+// by one, and people are told of each loss. lost is sorted.
+func inRuns(lost []Loss) []Loss {
+	var out []Loss
+	at := make(map[Loss]int) // where the last of its kind is in out; without its numbers
+	for _, l := range lost {
+		kind := l
+		kind.Lo, kind.Hi, kind.To = 0, 0, 0
+		if i, ok := at[kind]; ok {
+			p := &out[i]
+			if p.Hi < l.Lo && p.Hi+1 == l.Lo && p.To+(l.Lo-p.Lo) == l.To {
+				p.Hi = l.Hi
+				continue
+			}
+		}
+		at[kind] = len(out)
+		out = append(out, l)
+	}
+	return out
+}
+
+// Ranges are the runs of ports of a result of Own, each once, by whatever service and
+// in its order: what View.Tried becomes once they have been tried.
+func Ranges(won []Port) []model.HostRange {
+	out := make([]model.HostRange, 0, len(won))
+	for _, p := range won {
+		out = append(out, model.HostRange{Proto: p.Proto, Addr: p.Addr, Lo: p.Lo, Hi: p.Hi})
+	}
+	return out
+}
+
+// Tried is what of won may be planned: the ports that this node has tried to hold.
+// Before that a process may have one, and would lose its connections to a service
+// until the attempt fails. Who tried a port of all addresses knows of each.
+func Tried(won []Port, tried []model.HostRange) []Port {
+	if tried == nil {
+		return won
+	}
+	inOrder := slices.SortedFunc(slices.Values(tried), func(a, b model.HostRange) int { return cmp.Compare(a.Lo, b.Lo) })
+	var out []Port
+	for _, w := range won {
+		var run span // what was tried of w, and is not cut yet; empty: nothing
+		end := func() {
+			if lo, hi := max(run.lo, int(w.Lo)), min(run.hi, int(w.Hi)); lo <= hi {
+				out = append(out, w.cut(span{lo, hi}))
+			}
+		}
+		for _, r := range inOrder {
+			switch {
+			case r.Proto != w.Proto || r.Addr.IsValid() && r.Addr != w.Addr:
+			case int(r.Lo) <= run.hi+1: // one run, so that the kernel's object stays one
+				run.hi = max(run.hi, int(r.Hi))
+			default:
+				end()
+				run = span{int(r.Lo), int(r.Hi)}
+			}
+		}
+		end()
+	}
+	return out
 }
 
 // HostPorts are the ports of a result of Own one by one, as processes have them.

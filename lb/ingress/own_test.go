@@ -210,3 +210,65 @@ func b2i(b bool) int {
 	}
 	return 0
 }
+
+func TestOnlyWhatWasTriedIsPlanned(t *testing.T) {
+	addr1, addr2 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	run := func(a netip.Addr, proto model.Proto, lo, hi uint16) model.HostRange {
+		return model.HostRange{Proto: proto, Addr: a, Lo: lo, Hi: hi}
+	}
+	port := func(a netip.Addr, lo, hi, to uint16) Port {
+		return Port{Service: "s", Network: "n", Addr: a, PortRange: model.PortRange{Proto: model.TCP, Lo: lo, Hi: hi, To: to}}
+	}
+	all := netip.Addr{}
+	for _, c := range []struct {
+		name  string
+		won   []Port
+		tried []model.HostRange
+		want  []Port
+	}{
+		{"nobody tries", []Port{port(all, 80, 80, 80)}, nil, []Port{port(all, 80, 80, 80)}},
+		{"nothing yet", []Port{port(all, 80, 80, 80)}, []model.HostRange{}, nil},
+		{"another protocol", []Port{port(all, 80, 80, 80)}, []model.HostRange{run(all, model.UDP, 80, 80)}, nil},
+		{"a range that grows", []Port{port(all, 80, 89, 1080)}, []model.HostRange{run(all, model.TCP, 80, 84)}, []Port{port(all, 80, 84, 1080)}},
+		{"a range that shrinks", []Port{port(all, 82, 83, 82)}, []model.HostRange{run(all, model.TCP, 80, 84)}, []Port{port(all, 82, 83, 82)}},
+		{"neighbours stay one", []Port{port(all, 80, 89, 80)}, []model.HostRange{run(all, model.TCP, 85, 89), run(all, model.TCP, 80, 84)}, []Port{port(all, 80, 89, 80)}},
+		{"a gap", []Port{port(all, 80, 89, 1080)}, []model.HostRange{run(all, model.TCP, 70, 81), run(all, model.TCP, 88, 99)}, []Port{port(all, 80, 81, 1080), port(all, 88, 89, 1088)}},
+		{"of all addresses, then of one", []Port{port(addr1, 80, 80, 80)}, []model.HostRange{run(all, model.TCP, 80, 80)}, []Port{port(addr1, 80, 80, 80)}},
+		{"of one address, then of all", []Port{port(all, 80, 80, 80)}, []model.HostRange{run(addr1, model.TCP, 80, 80)}, nil},
+		{"of another address", []Port{port(addr2, 80, 80, 80)}, []model.HostRange{run(addr1, model.TCP, 80, 80)}, nil},
+		{"the ends of all", []Port{port(all, 1, 65535, 1)}, []model.HostRange{run(all, model.TCP, 1, 65535)}, []Port{port(all, 1, 65535, 1)}},
+	} {
+		if got := Tried(c.won, c.tried); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// TestAddressesThatCannotBeReadOpenNoPort, as another version of sluice may tell them.
+func TestAddressesThatCannotBeReadOpenNoPort(t *testing.T) {
+	for bind, want := range map[model.Addrs]int{"": 1, "192.0.2.1;192.0.2.2": 2, "192.0.2.1;2001:db8::1": 1, "2001:db8::1": 0, "eth0": 0} {
+		v := model.View{Services: map[model.ServiceID]model.Service{"s": {Options: map[model.NetworkID]model.ServiceOptions{
+			"n": {Published: "80/tcp", Bind: bind},
+		}}}}
+		if got := Wants(v); len(got) != want {
+			t.Errorf("%q: %v", bind, got)
+		}
+	}
+}
+
+// TestALossOfManyPortsIsOne, though a process has them one by one: each is told.
+func TestALossOfManyPortsIsOne(t *testing.T) {
+	held := make(map[model.HostPort]string)
+	for p := uint16(8001); p <= 8999; p++ {
+		held[model.HostPort{Proto: model.UDP, Port: p}] = "sfu (pid 7)"
+	}
+	held[model.HostPort{Proto: model.UDP, Port: 8500}] = "named (pid 8)"
+	var got []string
+	_, lost := Own(want("a", 1, netip.Addr{}, "8000-9000:9000-10000/udp"), held)
+	for _, l := range lost {
+		got = append(got, l.PortRange.String()+" "+l.OwnerName)
+	}
+	if want := []string{"8001-8499:9001-9499/udp sfu (pid 7)", "8500:9500/udp named (pid 8)", "8501-8999:9501-9999/udp sfu (pid 7)"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

@@ -53,7 +53,7 @@ func leads(v model.View) map[model.NetworkID]*lead {
 				vips[sid] = s.VIPs[id]
 			}
 		}
-		for sid, a := range Aliases(l.block, vips, nil) {
+		for sid, a := range Aliases(l.block, vips) {
 			if enters(v, v.Services[sid].Options[id]) {
 				l.aliases[sid] = a
 			}
@@ -97,7 +97,7 @@ func Plan(v model.View, want kernel.State) {
 		want[kernel.Forward{}] = kernel.ForwardSpec{Devices: overlay.MeshPrefix}
 		want[kernel.MeshTable{}] = kernel.MeshTableSpec{Devices: overlay.MeshPrefix}
 		won, _ := Own(Wants(v), v.Taken)
-		for _, p := range won {
+		for _, p := range Tried(won, v.Tried) {
 			if l := ls[p.Network]; l != nil {
 				l.port(p, want)
 			}
@@ -207,14 +207,14 @@ func tasks(v model.View, want kernel.State) {
 			continue
 		}
 		n := v.Networks[e.Network]
-		loose := o.Source == model.Keep && !udp[e.Sandbox] && slices.ContainsFunc(o.Published.List(), func(r model.PortRange) bool {
+		loose := o.Source != model.Masquerade && !udp[e.Sandbox] && slices.ContainsFunc(o.Published.List(), func(r model.PortRange) bool {
 			return r.Proto == model.UDP
 		})
 		if loose {
 			udp[e.Sandbox] = true
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
-		if o.Source == model.Keep {
+		if o.Source != model.Masquerade { // also by a word of another version: so does the entry
 			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 		}
 	}

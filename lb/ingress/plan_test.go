@@ -222,6 +222,11 @@ var cases = []struct {
 		w.Services[db] = s
 		w.Taken[model.HostPort{Proto: model.TCP, Port: 81}] = "nginx (pid 7)"
 	}},
+	// What has not been tried may be a process's: its port is not led anywhere.
+	{"ports-that-were-not-tried", func(w *world) {
+		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "80-82/tcp"})
+		w.Tried = []model.HostRange{{Proto: model.TCP, Lo: 81, Hi: 82}}
+	}},
 	// One object for what stays in one piece and keeps its numbers, at all addresses.
 	{"ranges", func(w *world) {
 		w.publish(web, net1, webVIP, model.ServiceOptions{Published: "8000-8999/tcp;8000-8999/udp;9000-9002:9001-9003/tcp;65534-65535/sctp"})

@@ -6,11 +6,12 @@
 //
 // What is to be held follows from the services alone. A port that a process of the
 // node has is tried again until it can be had; nobody else gets it meanwhile, and
-// the plan leaves it to the process.
+// the plan leaves it to the process. A port that has not been tried is not planned:
+// it may be a process's.
 //
 // It is level-triggered: each look sets all ports, and a restart, with which the
 // sockets go, begins with a look. The rules for published ports stay in the kernel
-// over that.
+// over that; so Begin comes before the first plan.
 //
 // # Limits
 //

@@ -31,9 +31,13 @@ type Sockets interface {
 type Config struct {
 	View    func() model.View // the newest view; must not block
 	Sockets Sockets
-	// Taken is told of each change of what processes have; see model.View.Taken.
-	Taken func(map[model.HostPort]string)
-	Log   *slog.Logger
+	// Taken is told what was tried, and what of it processes have; see model.View.
+	Taken func([]model.HostRange, map[model.HostPort]string)
+	// Reserved are ports that this program has or may come to need, of all addresses,
+	// with what for. They are never held for a service: after a restart the sockets here
+	// are made before those, and every node would lose the others.
+	Reserved map[model.HostPort]string
+	Log      *slog.Logger
 }
 
 // Nobody begins what Taken says of a port that no process has and that cannot be had
@@ -54,7 +58,9 @@ type Publisher struct {
 	cfg   Config
 	woken chan struct{} // capacity 1: a pending "look again"
 
-	// Of Run alone:
+	// Of Begin, and then of Run alone:
+	looked time.Time      // last
+	tried  time.Time      // when ports were set last; zero: never
 	held   []ingress.Port // that were set last
 	older  []ingress.Loss // what services have lost to each other, told last
 	missed uint64         // that was told last
@@ -96,17 +102,22 @@ func (p *Publisher) Absent() map[netip.Addr]bool {
 // come to a socket here, past the rules, and were reset.
 func (p *Publisher) Missed() uint64 { return p.cfg.Sockets.Missed() }
 
-// Run works until ctx ends. The ports stay held: they go with the process.
+// Begin looks for the first time. It is to be called before anything is planned:
+// what a process has must not lead to a service until that is seen.
+func (p *Publisher) Begin() { p.look() }
+
+// Run works until ctx ends, after Begin. The ports stay held: they go with the
+// process.
 func (p *Publisher) Run(ctx context.Context) {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(retry)
 	defer timer.Stop()
-	var woken <-chan struct{} // nil while a look is near anyway
+	woken := p.woken // nil while a look is near anyway
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-woken:
-			timer.Reset(viewGap) // the first of many: the rest is waited for
+			timer.Reset(max(viewGap-time.Since(p.looked), 0))
 			woken = nil
 			continue
 		case <-timer.C:
@@ -119,6 +130,7 @@ func (p *Publisher) Run(ctx context.Context) {
 
 // look sets the ports by the newest view.
 func (p *Publisher) look() {
+	p.looked = time.Now()
 	v := p.cfg.View()
 	won, lost := ingress.Own(ingress.Wants(v), nil)
 	p.tell(v, lost)
@@ -132,8 +144,12 @@ func (p *Publisher) look() {
 	p.mu.Lock()
 	before, absent := p.failed, len(p.absent) > 0
 	p.mu.Unlock()
-	// An address may come at any time, as those do that move between hosts.
-	if !slices.Equal(won, p.held) || len(before) > 0 || absent {
+	// An address may come at any time, as those do that move between hosts. What could not
+	// be had is tried every 5 s, however often views change: to find who has a port, the
+	// descriptors of all processes are read.
+	again := p.looked.Sub(p.tried) >= retry && (len(before) > 0 || absent)
+	if p.tried.IsZero() || !slices.Equal(won, p.held) || again {
+		p.tried = p.looked
 		p.set(won, before)
 	}
 	if n := p.cfg.Sockets.Missed(); n != p.missed {
@@ -144,7 +160,15 @@ func (p *Publisher) look() {
 
 // set sets ports, and tells what has changed in what cannot be had.
 func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
-	failed := p.cfg.Sockets.Set(ingress.HostPorts(won))
+	failed := make(map[model.HostPort]error)
+	want := slices.DeleteFunc(ingress.HostPorts(won), func(port model.HostPort) bool {
+		what, is := p.cfg.Reserved[model.HostPort{Proto: port.Proto, Port: port.Port}]
+		if is {
+			failed[port] = &kernel.TakenError{Port: port, Process: what}
+		}
+		return is
+	})
+	maps.Copy(failed, p.cfg.Sockets.Set(want))
 	p.held = won
 	taken, absent := make(map[model.HostPort]string), make(map[netip.Addr]bool)
 	for port, err := range failed {
@@ -163,7 +187,7 @@ func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
 	p.mu.Lock()
 	p.failed, p.absent = failed, absent
 	p.mu.Unlock()
-	p.cfg.Taken(taken)
+	p.cfg.Taken(ingress.Ranges(won), taken)
 	p.log(before, failed)
 }
 

@@ -26,6 +26,7 @@ type host struct {
 	held   []model.HostPort
 	missed uint64
 	sets   int
+	tried  []model.HostRange
 	taken  map[model.HostPort]string
 	log    bytes.Buffer
 }
@@ -79,9 +80,13 @@ func during(t *testing.T, h *host, f func(p *Publisher)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{
 			View: func() model.View { h.mu.Lock(); defer h.mu.Unlock(); return h.view }, Sockets: h,
-			Taken: func(m map[model.HostPort]string) { h.change(func() { h.taken = m }) },
-			Log:   slog.New(slog.NewTextHandler(&h.log, nil)),
+			Taken: func(tried []model.HostRange, m map[model.HostPort]string) {
+				h.change(func() { h.tried, h.taken = append([]model.HostRange{}, tried...), m })
+			},
+			Reserved: map[model.HostPort]string{tcp(7947): "sluice itself (GOSSIP_PORT)"},
+			Log:      slog.New(slog.NewTextHandler(&h.log, nil)),
 		})
+		p.Begin()
 		go p.Run(t.Context()) // which ends with f
 		synctest.Wait()
 		f(p)
@@ -120,6 +125,27 @@ func TestWhatServicesPublishIsHeld(t *testing.T) {
 	})
 }
 
+// TestWhatWasTriedIsToldFromTheBeginning: also that nothing was, so that what comes
+// later waits for its attempt.
+func TestWhatWasTriedIsToldFromTheBeginning(t *testing.T) {
+	h := new(host)
+	during(t, h, func(p *Publisher) {
+		if h.tried == nil || len(h.tried) > 0 {
+			t.Errorf("told %v, want that nothing was tried", h.tried)
+		}
+		h.change(func() {
+			h.view = publishes("80-81")
+			h.errs = map[model.HostPort]error{tcp(81): &kernel.TakenError{Port: tcp(81), Process: "nginx (pid 7)"}}
+		})
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		if want := []model.HostRange{{Proto: model.TCP, Lo: 80, Hi: 81}}; !slices.Equal(h.tried, want) || len(h.taken) != 1 {
+			t.Errorf("tried %v, taken %v", h.tried, h.taken)
+		}
+	})
+}
+
 func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 	far := errors.Join(kernel.ErrNotExist)
 	h := &host{view: publishes("80-83"), errs: map[model.HostPort]error{
@@ -146,6 +172,49 @@ func TestAPortOfAProcessIsTriedAgain(t *testing.T) {
 		h.holds(t, tcp(80), tcp(81), tcp(82), tcp(83))
 		if len(h.taken)+len(p.Failed()) > 0 || !strings.Contains(h.log.String(), `op="3 ports"`) {
 			t.Errorf("taken %v, failed %v, told: %s", h.taken, p.Failed(), &h.log)
+		}
+	})
+}
+
+// TestNewsDoNotHurryWhatCannotBeHad: to look for who has a port is dear.
+func TestNewsDoNotHurryWhatCannotBeHad(t *testing.T) {
+	h := &host{view: publishes("80"), errs: map[model.HostPort]error{tcp(80): &kernel.TakenError{Port: tcp(80), Process: "nginx (pid 7)"}}}
+	during(t, h, func(p *Publisher) {
+		for range 100 { // 25 s
+			p.Wake()
+			time.Sleep(viewGap)
+		}
+		synctest.Wait()
+		if h.sets < 4 || h.sets > 6 {
+			t.Errorf("tried %d times", h.sets)
+		}
+		h.change(func() { h.view = publishes("81") })
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		h.holds(t, tcp(81))
+	})
+}
+
+// TestOwnPortsAreNoServices, at whatever address and in whatever range.
+func TestOwnPortsAreNoServices(t *testing.T) {
+	h := &host{view: publishes("7946-7948;7947/udp")}
+	during(t, h, func(p *Publisher) {
+		h.holds(t, tcp(7946), tcp(7948), model.HostPort{Proto: model.UDP, Port: 7947})
+		if want := map[model.HostPort]string{tcp(7947): "sluice itself (GOSSIP_PORT)"}; !maps.Equal(h.taken, want) || !errors.Is(p.Failed()[tcp(7947)], kernel.ErrTaken) {
+			t.Errorf("taken %v, failed %v", h.taken, p.Failed())
+		}
+		h.change(func() {
+			h.view = publishes("7947")
+			o := h.view.Services["s0"].Options["net"]
+			o.Bind = "192.0.2.1"
+			h.view.Services["s0"].Options["net"] = o
+		})
+		p.Wake()
+		time.Sleep(viewGap)
+		synctest.Wait()
+		if h.holds(t); len(h.taken) != 1 {
+			t.Errorf("taken %v", h.taken)
 		}
 	})
 }

@@ -64,11 +64,12 @@ func (h onHost) Exec(ctx context.Context, args ...string) (string, error) {
 
 // publish is the option of a network for a service that publishes ports.
 func publish(network string, options ...string) string {
-	s := "name=" + network
+	var s strings.Builder
+	s.WriteString("name=" + network)
 	for _, o := range options {
-		s += ",driver-opt=sluice." + o
+		s.WriteString(",driver-opt=sluice." + o)
 	}
-	return s
+	return s.String()
 }
 
 // sees waits until a request to a port of an entry is answered, and checks by whom
