@@ -357,24 +357,30 @@ func oneLine(errs []error) error {
 	return errors.New(strings.Join(texts, "; "))
 }
 
-// reserved are the ports that this process has or may come to need, with what for.
+// reserved are the ports that this process or the engine has or may come to need, with
+// what for. At boot the plugin is there before the engine's swarm part.
 func (c Config) reserved() map[model.HostPort]string {
 	out := make(map[model.HostPort]string)
-	add := func(setting string, port uint16, protos ...model.Proto) {
-		for _, p := range protos {
-			out[model.HostPort{Proto: p, Port: port}] = "sluice itself (setting " + setting + ")"
-		}
-	}
 	if c.Scope == scopeLocal {
 		return out
 	}
-	add("VXLAN_PORT", c.VXLANPort, model.UDP)
-	add("GOSSIP_PORT", c.GossipPort, model.TCP, model.UDP)
+	add := func(what string, port uint16, protos ...model.Proto) {
+		for _, p := range protos {
+			out[model.HostPort{Proto: p, Port: port}] = what
+		}
+	}
+	// The engine's: management, gossip, VXLAN (docs.docker.com/engine/swarm/swarm-tutorial).
+	add("the engine (swarm management)", 2377, model.TCP)
+	add("the engine (its gossip)", 7946, model.TCP, model.UDP)
+	add("the engine (its overlay)", 4789, model.UDP)
+	own := func(setting string) string { return "sluice itself (setting " + setting + ")" }
+	add(own("VXLAN_PORT"), c.VXLANPort, model.UDP)
+	add(own("GOSSIP_PORT"), c.GossipPort, model.TCP, model.UDP)
 	if !unused(c) {
-		add("KEY_PORT", c.KeyPort, model.TCP)
+		add(own("KEY_PORT"), c.KeyPort, model.TCP)
 	}
 	if c.Metrics.IsValid() {
-		add("METRICS_ADDR", c.Metrics.Port(), model.TCP)
+		add(own("METRICS_ADDR"), c.Metrics.Port(), model.TCP)
 	}
 	return out
 }
