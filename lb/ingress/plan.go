@@ -133,6 +133,10 @@ func (l *lead) pair(want kernel.State) {
 	want[kernel.Neigh{Dev: end, IP: l.Gateway}] = kernel.NeighSpec{MAC: overlay.RouterMAC(l.Network)}
 	want[kernel.Route{Dev: end, Prefix: l.block}] = kernel.RouteSpec{Via: l.Gateway}
 	want[kernel.Sysctl{Name: "net.ipv4.conf." + end + "." + routeLocalnet}] = kernel.SysctlSpec{Value: "1"}
+	// The table that guards the host from the network is of IPv4, and what a task sends
+	// to the MAC here arrives: a datagram to any address of the host, or a router's word
+	// that the way to the world is by the task.
+	want[kernel.Sysctl{Name: "net.ipv6.conf." + end + ".disable_ipv6"}] = kernel.SysctlSpec{Value: "1"}
 	want[kernel.MeshNet{Dev: end}] = kernel.MeshNetSpec{Source: l.entry.Addr, Subnet: l.Subnet.Masked()}
 
 	want[kernel.FDB{NS: ns, Dev: overlay.MeshName, MAC: mac}] = kernel.FDBSpec{}
