@@ -196,9 +196,9 @@ func back(n model.Network, claimed map[model.NodeID]model.Entry, of netip.Prefix
 }
 
 // tasks adds what the tasks of this node do that have published ports. One that
-// sees its clients as the entry, which is in the network, needs no route. UDP from
-// others asks for more, and one network of a task can have it: that of the smallest
-// address.
+// sees its clients as the entry, which is in the network, needs the route only for
+// connections from before it did so. UDP from others asks for more, and one network of
+// a task can have it: that of the smallest address.
 func tasks(v model.View, want kernel.State) {
 	udp := make(map[string]bool) // sandboxes that have it
 	ends := slices.SortedFunc(maps.Values(v.Endpoints), func(a, b model.Endpoint) int {
@@ -218,8 +218,6 @@ func tasks(v model.View, want kernel.State) {
 			udp[e.Sandbox] = true
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
-		if o.Source == model.Keep {
-			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
-		}
+		want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 	}
 }
