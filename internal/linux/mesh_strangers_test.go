@@ -169,3 +169,27 @@ func listenOn(t *testing.T, ns *netnstest.NS) int {
 	serveMesh(t, ns, "stranger", []string{fmt.Sprintf("0.0.0.0:%d", port)})
 	return port
 }
+
+// Containers of the engine's networks are seen as their node. Others that are behind a
+// bridge of the host, as all are if the host's LAN is on one, are seen as themselves.
+func TestMeshBehindBridges(t *testing.T) {
+	l := newMeshLab(t, false, "dr")
+	h := l.hosts[0]
+	for i, c := range []struct{ bridge, seen string }{
+		{"br-0123456789ab", h.mesh.String()},
+		{"br-lan", "10.77.1.2"},
+	} {
+		behind := netnstest.New(t)
+		run(t, h.w.host, "ip link add %s type bridge", c.bridge)
+		run(t, h.w.host, "ip addr add 10.77.%d.1/24 dev %s", i, c.bridge)
+		run(t, h.w.host, "ip link set %s up", c.bridge)
+		run(t, h.w.host, "ip link add behind%d type veth peer name eth0 netns %s", i, behind.Path())
+		run(t, h.w.host, "ip link set behind%d master %s up", i, c.bridge)
+		run(t, behind, "ip addr add 10.77.%d.2/24 dev eth0", i)
+		run(t, behind, "ip link set eth0 up")
+		run(t, behind, "ip route add default via 10.77.%d.1", i)
+		for name, ask := range askers() {
+			l.want(t, name+" behind "+c.bridge, ask, behind, h.at(keepPort), c.seen)
+		}
+	}
+}
