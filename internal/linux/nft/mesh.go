@@ -86,6 +86,9 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 	l4proto := func(reg uint32) expr.Any { return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg} }
 	begins := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)...), is(r0, 0, 0, 0, 0))
 	isNew := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitNEW)...), isNot(r0, 0, 0, 0, 0))
+	// All that was published is translated; conntrack asks for no device, and a task can
+	// send what looks like an answer to whatever else the host has open.
+	unpublished := part(&expr.Ct{Key: expr.CtKeySTATUS, Register: r0}, mask(r0, native(statusDNAT)...), is(r0, 0, 0, 0, 0))
 	drop := part(&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
 	rs := ruleset{
 		family: nftables.TableFamilyIPv4, table: meshTable,
@@ -124,9 +127,10 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 	}
 	rs.rules = append(rs.rules,
 		newRule(chainInput, "networks only answer", in, begins, drop),
-		newRule(chainForward, "only what is published", out,
-			part(&expr.Ct{Key: expr.CtKeySTATUS, Register: r0}, mask(r0, native(statusDNAT)...), is(r0, 0, 0, 0, 0)), drop),
+		newRule(chainInput, "to what is published", in, unpublished, drop),
+		newRule(chainForward, "only what is published", out, unpublished, drop),
 		newRule(chainForward, "networks only answer", in, begins, drop),
+		newRule(chainForward, "to what is published", in, unpublished, drop),
 		newRule(chainForward, "who may connect", out, isNew, part(ipDaddr(r0), vmap(r0, mapAllow))))
 	containers := containerDevices()
 	for _, name := range slices.Sorted(maps.Keys(containers)) {
