@@ -207,40 +207,20 @@ func place(node model.NodeID, network model.NetworkID) uint32 {
 	return h.Sum32()
 }
 
-// Aliases gives each service of a network an address of this node's block: one
-// that had it keeps it; else it is the one with the low bits of the service's
-// virtual IP, which in a subnet of /20 or smaller no other has; else the next that
-// is free, in the order of the virtual IPs and then of the ids. vips has the zero
-// address for services of endpoint mode dnsrr. A block holds 4,095; who comes
-// after that has none.
-func Aliases(block netip.Prefix, vips map[model.ServiceID]netip.Addr, had map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
-	out := make(map[model.ServiceID]netip.Addr, len(vips))
+// Aliases gives each service of a network an address of this node's block, in the
+// order given, oldest first: the one with the low bits of the service's virtual IP,
+// which in a subnet of /20 or smaller no other virtual IP has; else the next that is
+// free. So a service that comes moves none that is there, whose connections would end;
+// one that goes may move a younger one that it was in the way of. vips has the zero
+// address for services of endpoint mode dnsrr, whose place follows from the id. A block
+// holds 4,095; who comes after that has none.
+func Aliases(block netip.Prefix, oldest []model.ServiceID, vips map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
+	out := make(map[model.ServiceID]netip.Addr, len(oldest))
 	if !block.Addr().Is4() || block.Bits() != blockBits {
 		return out
 	}
 	taken := map[netip.Addr]bool{block.Addr(): true} // the first stands for the block
-	ids := slices.SortedFunc(maps.Keys(vips), func(a, b model.ServiceID) int {
-		if c := vips[a].Compare(vips[b]); c != 0 {
-			// An invalid address is less than all others; those without come last.
-			if vips[a].IsValid() == vips[b].IsValid() {
-				return c
-			}
-			return -c
-		}
-		if a < b {
-			return -1
-		}
-		return 1
-	})
-	for _, id := range ids {
-		if a := had[id]; block.Contains(a) && !taken[a] {
-			out[id], taken[a] = a, true
-		}
-	}
-	for _, id := range ids {
-		if out[id].IsValid() {
-			continue
-		}
+	for _, id := range oldest {
 		start := place(model.NodeID(id), "")
 		if vip := vips[id]; vip.Is4() {
 			b := vip.As4()

@@ -47,13 +47,18 @@ func leads(v model.View) map[model.NetworkID]*lead {
 		l := &lead{Network: n, entry: e, block: Block(poolOf(v.Self), e.Number), aliases: make(map[model.ServiceID]netip.Addr)}
 		// Services that publish on other nodes have their places too, so that a label of
 		// this node moves nobody.
+		var oldest []model.ServiceID
 		vips := make(map[model.ServiceID]netip.Addr)
 		for sid, s := range v.Services {
 			if s.Options[id].Published != "" {
+				oldest = append(oldest, sid)
 				vips[sid] = s.VIPs[id]
 			}
 		}
-		for sid, a := range Aliases(l.block, vips, nil) {
+		slices.SortFunc(oldest, func(a, b model.ServiceID) int {
+			return cmp.Or(v.Services[a].Created.Compare(v.Services[b].Created), cmp.Compare(a, b))
+		})
+		for sid, a := range Aliases(l.block, oldest, vips) {
 			if enters(v, v.Services[sid].Options[id]) {
 				l.aliases[sid] = a
 			}
