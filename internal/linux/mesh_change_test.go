@@ -9,8 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/netnstest"
+	"sluice/internal/plan"
 )
 
 // The engine attaches the way outside after a task has begun to serve. A client that
@@ -176,4 +178,36 @@ func asked(t *testing.T, c net.Conn) string {
 	}
 	host, _, _ := net.SplitHostPort(parseSaid(got).client)
 	return host
+}
+
+// A node that is in a network for its ports only leaves it, when nothing is published
+// any more, and comes back. Who was connected is told, and nothing of it stays.
+func TestMeshLeavesUnderConnections(t *testing.T) { onBoth(t, meshLeaves) }
+
+func meshLeaves(t *testing.T, l *meshLab) {
+	h := l.hosts[2]
+	alone := plan.Host(model.View{Self: l.view(h, meshServices()[0], model.Taken).Self})
+	for range 2 {
+		c, err := dialMesh(l.client, "tcp4", "", h.at(keepPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		asked(t, c)
+		h.lead(t, alone)
+		if ops := kernel.Diff(h.dump(t), alone); len(ops) > 0 {
+			t.Fatalf("still to do: %v", ops)
+		}
+		if _, err := question(c); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("a connection by a node that has left: %v; want it reset", err)
+		}
+		if a, err := askTCP(l.client, "", h.at(keepPort)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a new one: %v, %v; want it refused", a, err)
+		}
+		if s := run(t, h.w.host, "nft list tables ip"); strings.Contains(s, "sluice") {
+			t.Errorf("tables are left:\n%s", s)
+		}
+		h.lead(t, l.state(h, model.Taken))
+		l.ready(t, h)
+	}
 }
