@@ -194,7 +194,8 @@ func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Vir
 		add("host, table ip sluice-mesh, map allow", "drops what is from outside and not from "+orElse(spec.From, "anywhere"), kernel.MeshAllow{Alias: alias})
 	}
 	source, _ := want[kernel.MeshNet{Dev: end}].(kernel.MeshNetSpec)
-	if _, masked := want[kernel.MeshMasq{Alias: alias}]; masked {
+	_, masked := want[kernel.MeshMasq{Alias: alias}]
+	if masked {
 		add("host, table ip sluice-mesh, set masked", fmt.Sprintf("the source of all clients becomes %s", source.Source), kernel.MeshNet{Dev: end}, kernel.MeshMasq{Alias: alias})
 	} else {
 		add("host, table ip sluice-mesh, chain net-"+end, fmt.Sprintf("the client's address is kept; that of the host, of its containers and of clients in %s becomes %s", source.Subnet, source.Source), kernel.MeshNet{Dev: end})
@@ -216,7 +217,8 @@ func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Vir
 			}
 			add("task "+string(e.Task), does, kernel.TaskMesh{Sandbox: sandbox, Addr: e.Addr})
 		}
-		if spec, ok := want[kernel.TaskRoute{Sandbox: sandbox, Addr: e.Addr}].(kernel.TaskRouteSpec); ok {
+		// What is from the network itself is answered by its device anyway.
+		if spec, ok := want[kernel.TaskRoute{Sandbox: sandbox, Addr: e.Addr}].(kernel.TaskRouteSpec); ok && !masked {
 			add("task "+string(e.Task), fmt.Sprintf("answers from %s leave by %s", e.Addr, spec.Gateway), kernel.TaskRoute{Sandbox: sandbox, Addr: e.Addr})
 		}
 	}

@@ -316,9 +316,13 @@ func (k Sysctl) Phase() Phase {
 	return PhaseSysctl
 }
 
-// Dev is the device that a key of net.ipv4.conf is about; empty: none, or all.
+// Dev is the device that a key of net.ipv4.conf or net.ipv6.conf is about; empty:
+// none, or all.
 func (k Sysctl) Dev() string {
 	rest, ok := strings.CutPrefix(k.Name, "net.ipv4.conf.")
+	if !ok {
+		rest, ok = strings.CutPrefix(k.Name, "net.ipv6.conf.")
+	}
 	dev, _, _ := strings.Cut(rest, ".")
 	if !ok || dev == "all" || dev == "default" {
 		return ""

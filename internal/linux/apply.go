@@ -113,7 +113,9 @@ func (k *Kernel) applyOne(o kernel.Op) error {
 	case kernel.FDB:
 		err = s.applyFDB(key, o.Want)
 	case kernel.Route:
-		err = s.applyRoute(key, o.Want)
+		if err = s.applyRoute(key, o.Want); err == nil && o.Want == nil && s == k.host {
+			k.forgetBlock(key.Prefix)
+		}
 	default:
 		err = fmt.Errorf("objects of type %T are unknown here", key)
 	}
@@ -291,6 +293,9 @@ func (k *Kernel) applyTask(sandbox string, ops []kernel.Op) []error {
 			if k.cfg.Tables != nil {
 				if err = k.giveDefaults(fd, sandbox, tables); err == nil {
 					err = k.cfg.Tables.ApplyTask(fd, sandbox, tables)
+				}
+				if err == nil {
+					k.forgetTask(fd, sandbox, tables)
 				}
 			}
 			for _, i := range ofTables {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
 	"sluice/internal/model"
@@ -51,5 +53,44 @@ func TestFlowsThatAreForgotten(t *testing.T) {
 				t.Errorf("forgotten, -want +got:\n%s", d)
 			}
 		})
+	}
+}
+
+// Of the flows that have such a port, those of the host's own addresses are meant, not
+// what its containers ask outside; and only UDP, unless there is no way any more.
+func TestFlowsThatAreStale(t *testing.T) {
+	host, outside, alias := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("250.0.16.1")
+	flow := func(proto uint8, to, leads netip.Addr) *netlink.ConntrackFlow {
+		return &netlink.ConntrackFlow{
+			Forward: netlink.IPTuple{Protocol: proto, DstIP: to.AsSlice(), DstPort: 53},
+			Reverse: netlink.IPTuple{Protocol: proto, SrcIP: leads.AsSlice(), SrcPort: 53},
+		}
+	}
+	ports := stale{ports: map[uint16]bool{53: true}, here: func(a netip.Addr) bool { return a == host }}
+	of := stale{aliases: map[netip.Addr]bool{alias: true}}
+	block := stale{block: netip.MustParsePrefix("250.0.16.0/20")}
+	pool := stale{pool: netip.MustParsePrefix("250.0.0.0/8")}
+	for _, c := range []struct {
+		name string
+		s    stale
+		f    *netlink.ConntrackFlow
+		want bool
+	}{
+		{"to the host", ports, flow(unix.IPPROTO_UDP, host, alias), true},
+		{"to the host, not translated", ports, flow(unix.IPPROTO_UDP, host, host), true},
+		{"to the host by TCP", ports, flow(unix.IPPROTO_TCP, host, alias), false},
+		{"to elsewhere", ports, flow(unix.IPPROTO_UDP, outside, outside), false},
+		{"of the alias", of, flow(unix.IPPROTO_UDP, host, alias), true},
+		{"of the alias by TCP", of, flow(unix.IPPROTO_TCP, host, alias), false},
+		{"of another", of, flow(unix.IPPROTO_UDP, host, alias.Next()), false},
+		{"into the block", block, flow(unix.IPPROTO_TCP, host, alias), true},
+		{"into no block", block, flow(unix.IPPROTO_TCP, host, host), false},
+		{"of an entry", pool, flow(unix.IPPROTO_UDP, alias, host), true},
+		{"of an entry by TCP", pool, flow(unix.IPPROTO_TCP, alias, host), false},
+		{"of the task's own", pool, flow(unix.IPPROTO_UDP, outside, outside), false},
+	} {
+		if got := c.s.MatchConntrackFlow(c.f); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
 	}
 }

@@ -46,6 +46,7 @@ func serveMesh(t testing.TB, task *netnstest.NS, name string, addrs []string) {
 					}
 					wg.Go(func() {
 						defer c.Close()
+						defer context.AfterFunc(t.Context(), func() { c.Close() })()
 						c.SetDeadline(time.Now().Add(10 * meshPatience))
 						fmt.Fprintf(c, "%s %s\n", name, c.RemoteAddr())
 						if strings.HasSuffix(at, ":9000") {

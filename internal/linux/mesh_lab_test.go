@@ -25,12 +25,13 @@ import (
 //	    (MTU 1200) └ host 3: entry without a task
 type meshLab struct {
 	client, far *netnstest.NS
-	hosts       []*meshHost // 1, 2, 3
-	ipvs        bool        // which balances, not nftables
-	mode        string      // of the network
-	two         bool        // tasks are on a second network
-	internal    bool        // the network is internal: tasks have no other way out
-	legacy      bool        // the engine uses iptables-legacy
+	hosts       []*meshHost  // 1, 2, 3
+	ipvs        bool         // which balances, not nftables
+	mode        string       // of the network
+	two         bool         // tasks are on a second network
+	internal    bool         // the network is internal: tasks have no other way out
+	legacy      bool         // the engine uses iptables-legacy
+	source      model.Source // of all services, if it is to be another
 }
 
 // onBoth runs a test with either balancer.
@@ -71,7 +72,13 @@ type meshHost struct {
 	task    *netnstest.NS
 	sandbox string
 	mesh    netip.Addr
+	number  uint16 // what it has claimed
 	block   netip.Prefix
+}
+
+// claim gives a host another number.
+func (h *meshHost) claim(number uint16) {
+	h.number, h.block = number, netip.PrefixFrom(netip.AddrFrom4([4]byte{250, 0, byte(number * 16), 0}), 20)
 }
 
 const (
@@ -166,6 +173,9 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 		vip = netip.AddrFrom4([4]byte{10, 255, 0, s.vip})
 		vips[meshNetwork] = vip
 	}
+	if l.source != "" {
+		s.options.Source = l.source
+	}
 	id := model.ServiceID(s.name)
 	node := func(h *meshHost) model.NodeID { return model.NodeID(fmt.Sprint("node", h.n)) }
 	v := model.View{
@@ -186,7 +196,7 @@ func (l *meshLab) view(h *meshHost, s meshService, p model.Phase) model.View {
 		v.Self.Datapath = "ipvs"
 	}
 	for _, o := range l.hosts {
-		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: uint16(o.n), VTEP: o.addr}
+		v.Entries[meshNetwork][node(o)] = model.Entry{Addr: o.mesh, Number: o.number, VTEP: o.addr}
 		own := taskAddr(o.n)
 		task := model.Task{Service: id, ServiceName: s.name, VIP: vip, Ready: true}
 		if s.empty || s.only != 0 && s.only != o.n {
@@ -268,10 +278,8 @@ func (l *meshLab) start(t testing.TB) *meshLab {
 	forward(router.NS)
 	for i := range 3 {
 		n := i + 1
-		h := &meshHost{
-			n: n, addr: lan[i].Addr, mesh: netip.AddrFrom4([4]byte{10, 255, 15, byte(n)}),
-			block: netip.PrefixFrom(netip.AddrFrom4([4]byte{250, 0, byte(n * 16), 0}), 20),
-		}
+		h := &meshHost{n: n, addr: lan[i].Addr, mesh: netip.AddrFrom4([4]byte{10, 255, 15, byte(n)})}
+		h.claim(uint16(n))
 		strict(lan[i].NS)
 		forward(lan[i].NS)
 		h.k, h.w = newKernel(t, lan[i].NS, nft.Tables{})

@@ -64,6 +64,9 @@ func meshMends(t *testing.T, l *meshLab) {
 			if ops := kernel.Diff(h.dump(t), want); len(ops) > 0 {
 				t.Fatalf("after one round there is still to do: %v", ops)
 			}
+			if s := run(t, h.w.host, "ip -6 addr show dev %s", end); s != "" {
+				t.Errorf("the host's end has IPv6:\n%s", s)
+			}
 			l.ready(t, h)
 			for name, ask := range askers() {
 				l.want(t, name, ask, l.client, h.at(keepPort), "192.0.2.4")

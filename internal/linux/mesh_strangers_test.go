@@ -92,13 +92,7 @@ func meshKeepsOut(t *testing.T, l *meshLab) {
 	spoofed := h.alias(77)
 	run(t, h.task, "ip addr add %s/32 dev lo", spoofed)
 	for _, strict := range []string{"1", "0"} {
-		h.w.host.Must(func() error {
-			all, err := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
-			for _, name := range all {
-				err = errors.Join(err, os.WriteFile(name, []byte(strict), 0))
-			}
-			return err
-		})
+		checkSources(t, h.w.host, strict)
 		for _, via := range []netip.Addr{h.mesh, meshGateway} {
 			run(t, h.task, "ip route replace 192.0.2.0/24 via %s dev eth0", via)
 			run(t, h.task, "ip route replace 172.18.0.1/32 via %s dev eth0", via)
@@ -168,4 +162,75 @@ func listenOn(t *testing.T, ns *netnstest.NS) int {
 	})
 	serveMesh(t, ns, "stranger", []string{fmt.Sprintf("0.0.0.0:%d", port)})
 	return port
+}
+
+// Containers of the engine's networks are seen as their node. Others that are behind a
+// bridge of the host, as all are if the host's LAN is on one, are seen as themselves.
+func TestMeshBehindBridges(t *testing.T) {
+	l := newMeshLab(t, false, "dr")
+	h := l.hosts[0]
+	for i, c := range []struct{ bridge, seen string }{
+		{"br-0123456789ab", h.mesh.String()},
+		{"br-lan", "10.77.1.2"},
+	} {
+		behind := netnstest.New(t)
+		run(t, h.w.host, "ip link add %s type bridge", c.bridge)
+		run(t, h.w.host, "ip addr add 10.77.%d.1/24 dev %s", i, c.bridge)
+		run(t, h.w.host, "ip link set %s up", c.bridge)
+		run(t, h.w.host, "ip link add behind%d type veth peer name eth0 netns %s", i, behind.Path())
+		run(t, h.w.host, "ip link set behind%d master %s up", i, c.bridge)
+		run(t, behind, "ip addr add 10.77.%d.2/24 dev eth0", i)
+		run(t, behind, "ip link set eth0 up")
+		run(t, behind, "ip route add default via 10.77.%d.1", i)
+		for name, ask := range askers() {
+			l.want(t, name+" behind "+c.bridge, ask, behind, h.at(keepPort), c.seen)
+		}
+	}
+}
+
+// A task that knows what its host has open cannot put anything in, where the host does
+// not check sources: what comes from a network is of connections to published ports.
+func TestMeshAnswersNothingElse(t *testing.T) {
+	l := newMeshLab(t, false, "dr")
+	h := l.hosts[0]
+	checkSources(t, h.w.host, "0")
+	resolver := "192.0.2.4:5353"
+	serveMesh(t, l.client, "resolver", []string{resolver})
+	c, err := dialMesh(h.w.host, "udp4", "", resolver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := question(c); err != nil {
+		t.Fatal(err)
+	}
+	run(t, h.task, "ip addr add 192.0.2.4/32 dev lo")
+	run(t, h.task, "ip route add %s/32 via %s dev eth0", h.addr, h.mesh)
+	forged, err := dialMesh(h.task, "udp4", resolver, c.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer forged.Close()
+	if _, err := forged.Write([]byte("forged")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16)
+	if n, err := c.Read(buf); err == nil {
+		t.Errorf("the host takes %q of a task for an answer", buf[:n])
+	}
+}
+
+// checkSources sets rp_filter of all devices of a host.
+func checkSources(t *testing.T, host *netnstest.NS, how string) {
+	t.Helper()
+	host.Must(func() error {
+		all, err := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
+		for _, name := range all {
+			err = errors.Join(err, os.WriteFile(name, []byte(how), 0))
+		}
+		return err
+	})
 }

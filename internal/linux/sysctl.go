@@ -99,8 +99,9 @@ func whenMissing(name string) (string, bool) {
 	case name == "net.ipv4.vs.conntrack":
 		// IPVS was built without CONFIG_IP_VS_NFCT: it never uses conntrack.
 		return "0", true
-	case strings.HasPrefix(name, "net.ipv6.conf.") && strings.HasSuffix(name, ".disable_ipv6"):
-		// No IPv6 at all, by kernel or by boot option.
+	case name == "net.ipv6.conf.all.disable_ipv6", name == "net.ipv6.conf.default.disable_ipv6",
+		strings.HasPrefix(name, "net.ipv6.conf.") && strings.HasSuffix(name, ".disable_ipv6") && !exists("/proc/sys/net/ipv6/conf/all"):
+		// No IPv6 at all, by kernel or by boot option. Else it is a device that is missing.
 		return "1", true
 	}
 	return "", false

@@ -64,7 +64,7 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 	case kernel.Sysctl:
 		ns.Must(func() error {
 			value := "1"
-			if strings.HasSuffix(k.Name, "route_localnet") {
+			if strings.HasSuffix(k.Name, "route_localnet") || strings.HasSuffix(k.Name, "disable_ipv6") {
 				value = "0"
 			}
 			return os.WriteFile("/proc/sys/"+strings.ReplaceAll(k.Name, ".", "/"), []byte(value), 0)

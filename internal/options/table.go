@@ -254,7 +254,7 @@ var serviceOptions = []option[model.ServiceOptions]{
 	},
 	{
 		Option: Option{Key: Source, Default: "keep", Allowed: sources.allowed(),
-			Doc: "Whom a task sees behind a connection to `" + Publish + "`. `keep`: the client's own address, but for clients on the node itself; `masquerade`: an address that the node has in the network."},
+			Doc: "Whom a task sees behind a connection to `" + Publish + "`. `keep`: the client's own address, but for clients on the node itself; `masquerade`: an address that the node has in the network; persistence and hashing by the client then take all clients of a node for one."},
 		set: func(o *model.ServiceOptions, v string) error {
 			w, err := sources.parse(v)
 			if o.Source = model.Keep; w == string(model.Masquerade) {

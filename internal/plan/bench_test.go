@@ -80,6 +80,56 @@ func BenchmarkHostWithIPVS(b *testing.B) {
 	}
 }
 
+// withPorts has each service of a swarm publish a port, on a hundred nodes.
+func withPorts(v model.View) model.View {
+	for network := range v.Networks {
+		port := 10000
+		for id, s := range v.Services {
+			s.Options = map[model.NetworkID]model.ServiceOptions{network: {Published: model.Published(fmt.Sprintf("%d:80/tcp", port))}}
+			v.Services[id] = s
+			port++
+		}
+		v.Entries = map[model.NetworkID]map[model.NodeID]model.Entry{network: {}}
+		for n := range 100 {
+			v.Entries[network][model.NodeID(fmt.Sprintf("node%d", n))] = model.Entry{
+				Addr: netip.AddrFrom4([4]byte{10, 255, 0, byte(1 + n)}), Number: uint16(1 + n), VTEP: vtep(n),
+			}
+		}
+	}
+	for id, e := range v.Endpoints {
+		e.Meshed = true
+		v.Endpoints[id] = e
+	}
+	for id, r := range v.Remotes {
+		r.Meshed = true
+		v.Remotes[id] = r
+	}
+	return v
+}
+
+// BenchmarkHostWithPorts is BenchmarkHost with a published port of each service.
+func BenchmarkHostWithPorts(b *testing.B) {
+	v := withPorts(swarm(1000, 10))
+	b.ReportMetric(float64(len(plan.Host(v))), "objects")
+	b.ReportAllocs()
+	defer processorTime(b)()
+	for b.Loop() {
+		plan.Host(v)
+	}
+}
+
+// BenchmarkHostWithPortsAndIPVS is that on a node that has ip_vs.
+func BenchmarkHostWithPortsAndIPVS(b *testing.B) {
+	v := withPorts(swarm(1000, 10))
+	v.Self.Datapath = service.IPVS
+	b.ReportMetric(float64(len(plan.Host(v))), "objects")
+	b.ReportAllocs()
+	defer processorTime(b)()
+	for b.Loop() {
+		plan.Host(v)
+	}
+}
+
 // BenchmarkDiff finds the one backend that is no longer ready.
 func BenchmarkDiff(b *testing.B) {
 	v := swarm(1000, 10)

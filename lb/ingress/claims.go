@@ -212,36 +212,20 @@ func place(node model.NodeID, network model.NetworkID) uint32 {
 	return h.Sum32()
 }
 
-// Aliases gives each service of a network an address of this node's block: the one
-// with the low bits of the service's virtual IP, which in a subnet of /20 or smaller no
-// other has; else the next that is free, in the order of the virtual IPs and then of
-// the ids. vips has the zero address for services of endpoint mode dnsrr, which come
-// last. A block holds 4,095; who comes after that has none.
-//
-// Nothing is remembered. Be aware: a service that did not get its own place moves when
-// the one that has it goes, and one of dnsrr when a virtual IP takes its place; its open
-// connections by published ports end then. Of two services on a larger subnet, or with
-// dnsrr, one pair in 4,096 is such.
-func Aliases(block netip.Prefix, vips map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
-	out := make(map[model.ServiceID]netip.Addr, len(vips))
+// Aliases gives each service of a network an address of this node's block, in the
+// order given, oldest first: the one with the low bits of the service's virtual IP,
+// which in a subnet of /20 or smaller no other virtual IP has; else the next that is
+// free. So a service that comes moves none that is there, whose connections would end;
+// one that goes may move a younger one that it was in the way of. vips has the zero
+// address for services of endpoint mode dnsrr, whose place follows from the id. A block
+// holds 4,095; who comes after that has none.
+func Aliases(block netip.Prefix, oldest []model.ServiceID, vips map[model.ServiceID]netip.Addr) map[model.ServiceID]netip.Addr {
+	out := make(map[model.ServiceID]netip.Addr, len(oldest))
 	if !block.Addr().Is4() || block.Bits() != blockBits {
 		return out
 	}
 	taken := map[netip.Addr]bool{block.Addr(): true} // the first stands for the block
-	ids := slices.SortedFunc(maps.Keys(vips), func(a, b model.ServiceID) int {
-		if c := vips[a].Compare(vips[b]); c != 0 {
-			// An invalid address is less than all others; those without come last.
-			if vips[a].IsValid() == vips[b].IsValid() {
-				return c
-			}
-			return -c
-		}
-		if a < b {
-			return -1
-		}
-		return 1
-	})
-	for _, id := range ids {
+	for _, id := range oldest {
 		start := place(model.NodeID(id), "")
 		if vip := vips[id]; vip.Is4() {
 			b := vip.As4()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,7 +239,8 @@ func TestAliases(t *testing.T) {
 	block := netip.MustParsePrefix("250.0.16.0/20")
 	a := netip.MustParseAddr
 	vips := map[model.ServiceID]netip.Addr{"web": a("10.255.0.100"), "api": a("10.255.1.2"), "far": a("10.255.16.100"), "rr": {}}
-	got := Aliases(block, vips)
+	oldest := []model.ServiceID{"web", "rr", "api", "far"}
+	got := Aliases(block, oldest, vips)
 	for id, want := range map[model.ServiceID]string{"web": "250.0.16.100", "api": "250.0.17.2", "far": "250.0.16.101"} {
 		if got[id] != a(want) {
 			t.Errorf("%s is at %s, want %s", id, got[id], want)
@@ -247,21 +249,29 @@ func TestAliases(t *testing.T) {
 	if !block.Contains(got["rr"]) || len(got) != 4 {
 		t.Errorf("without a virtual IP: %v", got)
 	}
-	// What no virtual IP collides with stays where it is, whoever comes and goes.
-	delete(vips, "web")
-	vips["new"] = a("10.255.0.102")
-	next := Aliases(block, vips)
-	if next["api"] != got["api"] || next["rr"] != got["rr"] || next["far"] != a("250.0.16.100") || next["new"] != a("250.0.16.102") {
+	// Who was there stays, also when the virtual IPs of others would lead there.
+	rr := got["rr"].As4()
+	vips["new"], vips["newer"] = a("10.255.0.101"), netip.AddrFrom4([4]byte{10, 255, rr[2] & 15, rr[3]})
+	next := Aliases(block, append(oldest, "new", "newer"), vips)
+	for id, at := range got {
+		if next[id] != at {
+			t.Errorf("%s was at %s and is at %s", id, at, next[id])
+		}
+	}
+	if next["new"] != a("250.0.16.102") || next["newer"] == got["rr"] {
 		t.Errorf("%v became %v", got, next)
 	}
-	if none := Aliases(netip.Prefix{}, vips); len(none) != 0 {
+	if moved := Aliases(netip.MustParsePrefix("250.0.32.0/20"), oldest, vips); moved["api"] != a("250.0.33.2") {
+		t.Errorf("in another block: %v", moved)
+	}
+	if none := Aliases(netip.Prefix{}, oldest, vips); len(none) != 0 {
 		t.Errorf("in no block: %v", none)
 	}
 	many := make(map[model.ServiceID]netip.Addr)
 	for i := range services + 10 {
 		many[model.ServiceID(fmt.Sprint(i))] = plus(a("10.0.0.0"), uint32(i))
 	}
-	full := Aliases(block, many)
+	full := Aliases(block, slices.Sorted(maps.Keys(many)), many)
 	seen := make(map[netip.Addr]bool)
 	for _, a := range full {
 		if seen[a] || a == block.Addr() || !block.Contains(a) {

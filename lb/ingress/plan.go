@@ -47,13 +47,18 @@ func leads(v model.View) map[model.NetworkID]*lead {
 		l := &lead{Network: n, entry: e, block: Block(poolOf(v.Self), e.Number), aliases: make(map[model.ServiceID]netip.Addr)}
 		// Services that publish on other nodes have their places too, so that a label of
 		// this node moves nobody.
+		var oldest []model.ServiceID
 		vips := make(map[model.ServiceID]netip.Addr)
 		for sid, s := range v.Services {
 			if s.Options[id].Published != "" {
+				oldest = append(oldest, sid)
 				vips[sid] = s.VIPs[id]
 			}
 		}
-		for sid, a := range Aliases(l.block, vips) {
+		slices.SortFunc(oldest, func(a, b model.ServiceID) int {
+			return cmp.Or(v.Services[a].Created.Compare(v.Services[b].Created), cmp.Compare(a, b))
+		})
+		for sid, a := range Aliases(l.block, oldest, vips) {
 			if enters(v, v.Services[sid].Options[id]) {
 				l.aliases[sid] = a
 			}
@@ -133,6 +138,10 @@ func (l *lead) pair(want kernel.State) {
 	want[kernel.Neigh{Dev: end, IP: l.Gateway}] = kernel.NeighSpec{MAC: overlay.RouterMAC(l.Network)}
 	want[kernel.Route{Dev: end, Prefix: l.block}] = kernel.RouteSpec{Via: l.Gateway}
 	want[kernel.Sysctl{Name: "net.ipv4.conf." + end + "." + routeLocalnet}] = kernel.SysctlSpec{Value: "1"}
+	// The table that guards the host from the network is of IPv4, and what a task sends
+	// to the MAC here arrives: a datagram to any address of the host, or a router's word
+	// that the way to the world is by the task.
+	want[kernel.Sysctl{Name: "net.ipv6.conf." + end + ".disable_ipv6"}] = kernel.SysctlSpec{Value: "1"}
 	want[kernel.MeshNet{Dev: end}] = kernel.MeshNetSpec{Source: l.entry.Addr, Subnet: l.Subnet.Masked()}
 
 	want[kernel.FDB{NS: ns, Dev: overlay.MeshName, MAC: mac}] = kernel.FDBSpec{}
@@ -192,9 +201,9 @@ func back(n model.Network, claimed map[model.NodeID]model.Entry, of netip.Prefix
 }
 
 // tasks adds what the tasks of this node do that have published ports. One that
-// sees its clients as the entry, which is in the network, needs no route. UDP from
-// others asks for more, and one network of a task can have it: that of the smallest
-// address.
+// sees its clients as the entry, which is in the network, needs the route only for
+// connections from before it did so. UDP from others asks for more, and one network of
+// a task can have it: that of the smallest address.
 func tasks(v model.View, want kernel.State) {
 	udp := make(map[string]bool) // sandboxes that have it
 	ends := slices.SortedFunc(maps.Values(v.Endpoints), func(a, b model.Endpoint) int {
@@ -214,8 +223,6 @@ func tasks(v model.View, want kernel.State) {
 			udp[e.Sandbox] = true
 		}
 		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
-		if o.Source != model.Masquerade { // also by a word of another version: so does the entry
-			want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
-		}
+		want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 	}
 }

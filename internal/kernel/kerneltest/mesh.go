@@ -13,6 +13,7 @@ const (
 	meshEnd  = "slma"
 	meshPort = "mesh0"
 	route    = "net.ipv4.conf." + meshEnd + ".route_localnet"
+	noSix    = "net.ipv6.conf." + meshEnd + ".disable_ipv6"
 )
 
 var (
@@ -44,6 +45,7 @@ func addMesh(s kernel.State, path string) {
 	s[kernel.Route{NS: netA, Dev: bridge, Prefix: anywhere}] = kernel.RouteSpec{Via: meshAddr}
 	s[kernel.Addr{Dev: meshEnd, Prefix: netip.PrefixFrom(meshAddr, 32)}] = kernel.AddrSpec{}
 	s[kernel.Sysctl{Name: route}] = kernel.SysctlSpec{Value: "1"}
+	s[kernel.Sysctl{Name: noSix}] = kernel.SysctlSpec{Value: "1"}
 	s[kernel.Neigh{Dev: meshEnd, IP: gateway}] = kernel.NeighSpec{MAC: router}
 	s[kernel.Route{Dev: meshEnd, Prefix: ownBlock}] = kernel.RouteSpec{Via: gateway}
 
@@ -114,6 +116,7 @@ func meshDrifts(path string) []driftCase {
 		{kernel.FDB{NS: netA, Dev: meshPort, MAC: model.MACFor(meshAddr)}, Deleted},
 		{kernel.Addr{Dev: meshEnd, Prefix: netip.PrefixFrom(meshAddr, 32)}, Deleted},
 		{kernel.Sysctl{Name: route}, Changed},
+		{kernel.Sysctl{Name: noSix}, Changed},
 		{kernel.Route{Dev: meshEnd, Prefix: ownBlock}, Deleted},
 		{kernel.Route{NS: netA, Dev: bridge, Prefix: ownBlock}, Deleted},
 		{kernel.BackTable{NS: netA}, Deleted},

@@ -141,7 +141,7 @@
 //   - SCTP gets the backend's address, but never another port: its checksum is
 //     one that kernels before 5.15 cannot mend.
 //   - Published ports: UDP is for one network of a task, as TaskMeshSpec says. A
-//     container of this host is known by its bridge's name (docker…, br-…); one behind
+//     container of this host is known by its bridge's name (docker…, br- and 12 more); one behind
 //     another is seen with its own address. Other tables of a task that drop or
 //     translate 250.0.0.0/8 come in between. A range of ports is an element for each
 //     port if it is published at single addresses, or under other numbers than tasks have.

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -49,8 +50,20 @@ const (
 // neither the engine (0x1) nor kube-proxy (0x4000, 0x8000) uses.
 const containerMark uint32 = 1 << 30
 
-// containerDevices are how the engine's bridges begin.
-func containerDevices() []string { return []string{"docker", "br-"} }
+// containerDevices match the engine's bridges: docker0 and docker_gwbridge, and br-
+// with the twelve digits of a network's id, which are as long as a name can be. A
+// shorter one, such as br-lan, is mostly a bridge that the host's own LAN is on: who
+// comes by it has an address of its own.
+func containerDevices() map[string][]expr.Any {
+	const last = unix.IFNAMSIZ - 2
+	long := make([]byte, 4) // the word of the name that the last octet is in
+	long[last%4] = 0xff
+	return map[string][]expr.Any{
+		"docker": device(expr.MetaKeyIIFNAME, "docker"),
+		"br-": append(device(expr.MetaKeyIIFNAME, "br-"),
+			mask(r3, long...), isNot(r3, 0, 0, 0, 0)),
+	}
+}
 
 // meshRuleset is table ip sluice-mesh.
 //
@@ -73,6 +86,9 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 	l4proto := func(reg uint32) expr.Any { return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg} }
 	begins := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)...), is(r0, 0, 0, 0, 0))
 	isNew := part(&expr.Ct{Key: expr.CtKeySTATE, Register: r0}, mask(r0, native(expr.CtStateBitNEW)...), isNot(r0, 0, 0, 0, 0))
+	// All that was published is translated; conntrack asks for no device, and a task can
+	// send what looks like an answer to whatever else the host has open.
+	unpublished := part(&expr.Ct{Key: expr.CtKeySTATUS, Register: r0}, mask(r0, native(statusDNAT)...), is(r0, 0, 0, 0, 0))
 	drop := part(&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
 	rs := ruleset{
 		family: nftables.TableFamilyIPv4, table: meshTable,
@@ -111,12 +127,14 @@ func meshRuleset(spec kernel.MeshTableSpec) ruleset {
 	}
 	rs.rules = append(rs.rules,
 		newRule(chainInput, "networks only answer", in, begins, drop),
-		newRule(chainForward, "only what is published", out,
-			part(&expr.Ct{Key: expr.CtKeySTATUS, Register: r0}, mask(r0, native(statusDNAT)...), is(r0, 0, 0, 0, 0)), drop),
+		newRule(chainInput, "to what is published", in, unpublished, drop),
+		newRule(chainForward, "only what is published", out, unpublished, drop),
 		newRule(chainForward, "networks only answer", in, begins, drop),
+		newRule(chainForward, "to what is published", in, unpublished, drop),
 		newRule(chainForward, "who may connect", out, isNew, part(ipDaddr(r0), vmap(r0, mapAllow))))
-	for _, name := range containerDevices() {
-		rs.rules = append(rs.rules, newRule(chainForward, "from a container, "+name, out, device(expr.MetaKeyIIFNAME, name), isNew,
+	containers := containerDevices()
+	for _, name := range slices.Sorted(maps.Keys(containers)) {
+		rs.rules = append(rs.rules, newRule(chainForward, "from a container, "+name, out, containers[name], isNew,
 			part(getMark(r0), &expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: native(^containerMark), Xor: native(containerMark)},
 				&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: r0})))
 	}
