@@ -106,17 +106,36 @@ func TestWhoHasAPublishedPortIsNamed(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	c := clients(t)[0]
 	network(t, "web")
 	docker(t, 1, "service", "create", "-d", "--no-resolve-image", "--name", "s1", "--stop-grace-period", "2s",
 		"--network", "name=web,driver-opt=sluice.publish=8099:80", "--constraint", "node.hostname=="+lab.Host(1).Name(), image.Probe)
 	t.Cleanup(func() { removeService(t, "s1") })
-	err := cluster.Wait(within(t), "host 3 tells who has the port", func(context.Context) error {
+	err := cluster.Wait(within(t), "host 3 tells who has the port", func(ctx context.Context) error {
 		log, err := os.ReadFile(h.LogFile())
 		if err != nil {
 			return err
 		}
 		if !strings.Contains(string(log), "port 8099/tcp is held by docker-proxy (pid ") {
 			return fmt.Errorf("not in %s", h.LogFile())
+		}
+		p := entries(t, 3)
+		if len(p.Ports) != 1 || p.Ports[0].State != diag.PortLost || p.Ports[0].Owner == nil || p.Ports[0].Owner.Kind != diag.OwnerProcess ||
+			!strings.HasPrefix(p.Ports[0].Owner.Name, "docker-proxy (pid ") {
+			return fmt.Errorf("sluice entry: %+v", p)
+		}
+		var st diag.Status
+		sluice(t, 3, &st, "status")
+		var sv diag.Services
+		sluice(t, 3, &sv, "services")
+		for what, ps := range map[string][]diag.Problem{"status": st.Problems, "services": sv.Problems} {
+			if !strings.Contains(fmt.Sprint(ps), "docker-proxy (pid ") {
+				return fmt.Errorf("sluice %s: %+v", what, ps)
+			}
+		}
+		m, err := web(ctx, c, h, "/metrics")
+		if err != nil || !strings.Contains(m, `owner="docker-proxy (pid `) {
+			return fmt.Errorf("metrics: %w: %s", err, m)
 		}
 		return nil
 	})
