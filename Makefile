@@ -123,7 +123,7 @@ lint: ## format, vet, modernise: what would change is an error
 	$(GO) fix -diff ./...
 
 golden: ## rewrite the golden files of the tests that have -update; look at the diff
-	$(GO) test -count=1 $$(grep -rlE --include='*_test.go' 'flag\.Bool\("update"' . | xargs -r -n1 dirname | sort -u) -update
+	$(GO) test -count=1 $$(grep -rl --include='*_test.go' '"sluice/internal/golden"' . | xargs -r -n1 dirname | sort -u) -update
 
 docs: ## rewrite the generated parts of README.md and docs/
 	$(GO) test -count=1 ./internal/arch -run Docs -update

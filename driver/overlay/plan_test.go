@@ -1,39 +1,17 @@
 package overlay_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"sluice/driver/overlay"
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares text with testdata/name.golden.
-func golden(t *testing.T, name, text string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), text); d != "" {
-		t.Errorf("%s (-) and the plan (+) differ; if that is meant, run the test with -update:\n%s", file, d)
-	}
-}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -145,7 +123,7 @@ func TestPlans(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			text := planned(c.view).Text()
-			golden(t, c.name, text)
+			golden.Check(t, c.name, text)
 			for range 8 { // maps are walked in another order each time
 				if again := planned(c.view).Text(); again != text {
 					t.Fatalf("and then:\n%s", again)

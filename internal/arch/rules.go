@@ -62,6 +62,7 @@ var layers = []struct {
 	{"cmd/sluice", L4},
 
 	{"internal/arch", T},
+	{"internal/golden", T},
 	{"internal/kernel/kerneltest", T},
 	{"internal/netnstest", T},
 	{"test/...", T},

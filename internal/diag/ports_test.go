@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sluice/internal/diag"
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/lb/service"
@@ -118,7 +119,7 @@ func TestTheWayOfAPublishedPortInWords(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var a diag.Ports
 			raw := c.w.ask(t, askPort(c.port), &a)
-			golden(t, name, a.Text())
+			golden.Check(t, name, a.Text())
 			if len(a.Problems) > 0 != c.ill {
 				t.Errorf("problems: %+v", a.Problems)
 			}
@@ -371,7 +372,7 @@ func TestAServiceTellsItsPublishedPorts(t *testing.T) {
 		w := publishing(model.ServiceOptions{Published: "80-90/tcp"}, edit, taken(85, "nginx (pid 7)"))
 		var e diag.Entry
 		w.ask(t, pathShop, &e)
-		golden(t, "service-"+name, e.Text())
+		golden.Check(t, "service-"+name, e.Text())
 		n := e.Networks[0]
 		if n.Alias != "250.0.16.9" || n.AliasTraffic == nil || n.AliasTraffic.Connections == 0 || *n.AliasTraffic == *n.Traffic || len(n.Published) != 3 || len(e.Problems) != 1 {
 			t.Errorf("%s: %+v %+v", name, n, e.Problems)

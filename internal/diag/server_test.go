@@ -5,30 +5,24 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"sluice/internal/diag"
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/options"
 	"sluice/internal/reconcile"
 	"sluice/internal/view"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // world is what a server is asked about.
 type world struct {
@@ -216,7 +210,7 @@ func TestAnswersInWords(t *testing.T) {
 			w.ask(t, q.path, a)
 			b.WriteString("== " + q.path + "\n" + a.Text() + "\n")
 		}
-		golden(t, name, b.String())
+		golden.Check(t, name, b.String())
 	}
 }
 
@@ -244,23 +238,6 @@ func trouble() *world {
 	w.up, w.gossip = false, "not running: listen on 192.0.2.1:7947: address already in use"
 	w.engine.Alias = ""
 	return w
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", path, d)
-	}
 }
 
 // TestNoAnswerHoldsASecret: the engine's options of every network carry the

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"sluice/internal/diag"
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/plan"
@@ -86,7 +87,7 @@ func TestTheEntryOfAServiceInWords(t *testing.T) {
 	} {
 		var e diag.Entry
 		raw := w.ask(t, pathShop, &e)
-		golden(t, name, e.Text())
+		golden.Check(t, name, e.Text())
 		if len(e.Problems) > 0 {
 			t.Errorf("%s: %+v", name, e.Problems)
 		}

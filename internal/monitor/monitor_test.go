@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -20,13 +17,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"sluice/internal/diag"
+	"sluice/internal/golden"
 	"sluice/internal/model"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // node serves 81/tcp.
 type node struct {
@@ -137,19 +131,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%d %v", rec.Code, rec.Header())
 	}
 	got := rec.Body.String()
-	path := filepath.Join("testdata", "metrics.golden")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
+	golden.Check(t, "metrics", got)
 	// The format: a line is a remark, or a metric with its labels and a number; the
 	// lines of one metric are together, behind its type.
 	line := regexp.MustCompile(`^([a-z_]+)(\{([a-z_]+="([^"\\\n]|\\["\\n])*",?)+\})? [0-9.e+-]+$`)

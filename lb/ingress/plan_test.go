@@ -1,40 +1,18 @@
 package ingress_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares text with testdata/name.golden.
-func golden(t *testing.T, name, text string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), text); d != "" {
-		t.Errorf("%s (-) and the plan (+) differ; if that is meant, run the test with -update:\n%s", file, d)
-	}
-}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -293,7 +271,7 @@ func TestPlans(t *testing.T) {
 				c.edit(&w)
 				w.View.Self.Datapath = datapath
 				text := planned(w.View).Text()
-				golden(t, prefix+c.name, text)
+				golden.Check(t, prefix+c.name, text)
 				for range 8 { // maps are walked in another order each time
 					if again := planned(w.View).Text(); again != text {
 						t.Fatalf("and then:\n%s", cmp.Diff(text, again))

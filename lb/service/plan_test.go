@@ -1,41 +1,19 @@
 package service_test
 
 import (
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"sluice/internal/golden"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/lb/service"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares text with testdata/name.golden.
-func golden(t *testing.T, name, text string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), text); d != "" {
-		t.Errorf("%s (-) and the plan (+) differ; if that is meant, run the test with -update:\n%s", file, d)
-	}
-}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -329,7 +307,7 @@ func TestPlansWithIPVS(t *testing.T) {
 func goldenPlan(t *testing.T, name string, v model.View) {
 	t.Helper()
 	text := planned(v).Text()
-	golden(t, name, text)
+	golden.Check(t, name, text)
 	for range 8 { // maps are walked in another order each time
 		if again := planned(v).Text(); again != text {
 			t.Fatalf("and then:\n%s", again)
