@@ -185,21 +185,31 @@ func address(v model.View, id model.NetworkID) netip.Addr {
 	return netip.Addr{}
 }
 
-// number is the first free number, likewise; 0 if there is none.
+// number is the first free number, likewise; 0 if there is none. One that is not taken
+// in any network is better: a task on two networks, to which one client comes by two
+// entries of one number, would have to tell its connections apart by the ports alone.
 func number(v model.View, id model.NetworkID, own map[uint16]bool) uint16 {
-	used := maps.Clone(own)
-	for node, e := range v.Entries[id] {
-		if node != v.Self.Node {
-			used[e.Number] = true
+	used, elsewhere := maps.Clone(own), make(map[uint16]bool)
+	for network, entries := range v.Entries {
+		for node, e := range entries {
+			if network == id && node != v.Self.Node {
+				used[e.Number] = true
+			}
+			elsewhere[e.Number] = true
 		}
 	}
-	start := place(v.Self.Node, id) % maxNumber
+	start, found := place(v.Self.Node, id)%maxNumber, uint16(0)
 	for i := range uint32(maxNumber) {
-		if n := uint16((start+i)%maxNumber) + 1; !used[n] {
+		n := uint16((start+i)%maxNumber) + 1
+		switch {
+		case used[n]:
+		case !elsewhere[n]:
 			return n
+		case found == 0:
+			found = n
 		}
 	}
-	return 0
+	return found
 }
 
 // place spreads nodes: if all took the smallest that is free, a swarm that begins

@@ -283,3 +283,32 @@ func TestAliases(t *testing.T) {
 		t.Errorf("%d of %d have one", len(full), len(many))
 	}
 }
+
+// TestNumbersAreOfOneNetworkIfTheyCan: as long as there are enough, no two networks have
+// an entry of one number.
+func TestNumbersAreOfOneNetworkIfTheyCan(t *testing.T) {
+	s := newSwarm("10.255.0.0/20", "10.255.16.0/20")
+	seen := make(map[uint16]bool)
+	for i := range 100 {
+		node := model.NodeID(fmt.Sprint("node", i))
+		claims, full := Claims(s.view(node))
+		if len(full) > 0 || len(claims) != 2 {
+			t.Fatalf("%v, %v", claims, full)
+		}
+		s.claims[node] = claims
+		for _, e := range claims {
+			if seen[e.Number] {
+				t.Errorf("%s took %d, which is taken", node, e.Number)
+			}
+			seen[e.Number] = true
+		}
+	}
+	// With none left, one of another network does.
+	v := s.view("last")
+	for n := range uint16(maxNumber) {
+		v.Entries["net1"][model.NodeID(fmt.Sprint("x", n))] = model.Entry{Number: n + 1, Addr: netip.MustParseAddr("10.255.31.1")}
+	}
+	if n := number(v, "net0", map[uint16]bool{}); n == 0 {
+		t.Error("there was room")
+	}
+}
