@@ -20,24 +20,33 @@ type asker = func(from *netnstest.NS, local, to string) (said, error)
 
 func askers() map[string]asker { return map[string]asker{"TCP": askTCP, "UDP": askUDP} }
 
-// want asks as often as there are backends, twice: all answer, and see that client.
-func (l *meshLab) want(t *testing.T, name string, ask asker, from *netnstest.NS, to, client string) {
+// want asks as often as there are backends, twice: all answer in turn, and see that
+// client. By UDP a question may be of a flow that is remembered, if the kernel chooses
+// the port of an earlier one; then it asks once more, and once again.
+func (l *meshLab) want(t testing.TB, name string, ask asker, from *netnstest.NS, to, client string) {
 	t.Helper()
 	got := map[string]int{}
-	for range 4 {
-		a, err := ask(from, "", to)
-		if err != nil {
-			t.Errorf("%s to %s: %v", name, to, err)
+	for range 3 {
+		clear(got)
+		for range 4 {
+			a, err := ask(from, "", to)
+			if err != nil {
+				t.Errorf("%s to %s: %v", name, to, err)
+				return
+			}
+			got[a.server]++
+			if host, _, _ := net.SplitHostPort(a.client); host != client {
+				t.Errorf("%s to %s: seen as %s, want %s", name, to, a.client, client)
+			}
+		}
+		if got["a"] == 2 && got["b"] == 2 {
 			return
 		}
-		got[a.server]++
-		if host, _, _ := net.SplitHostPort(a.client); host != client {
-			t.Errorf("%s to %s: seen as %s, want %s", name, to, a.client, client)
+		if !strings.HasPrefix(name, "UDP") {
+			break
 		}
 	}
-	if got["a"] != 2 || got["b"] != 2 {
-		t.Errorf("%s to %s: answered by %v, want each twice", name, to, got)
-	}
+	t.Errorf("%s to %s: answered by %v, want each twice", name, to, got)
 }
 
 func TestMesh(t *testing.T) { onBoth(t, meshAnswers) }
