@@ -24,7 +24,7 @@ E2E_PKGS  = ./test/...
 RUN_IN_VM = $(CURDIR)/test/vm/run-in-vm -n ip_vs
 VM_PKGS   = ./internal/linux/... ./internal/netnstest
 IN_VM     = -count=1 -exec 'env REQUIRE=all $(RUN_IN_VM) --' $(VM_PKGS)
-E2E_NOT_VM = PluginUpgrade|EngineKilled|Bad|Overlapping|StateFile|LocalNetwork|VNITaken|ChosenAddresses|InternalNetwork
+E2E_NOT_VM = Readme|Autolocked|PluginUpgrade|EngineKilled|Bad|Overlapping|StateFile|LocalNetwork|VNITaken|ChosenAddresses|InternalNetwork
 E2E_IN_VM = -count=1 -timeout 30m -exec 'env REQUIRE=all SLUICE_TEST_BUILT=1 $(RUN_IN_VM) -m 4G -w $(CURDIR)/build/e2e-logs --' ./test/e2e -skip '$(E2E_NOT_VM)'
 VM_GROUPS = -- 'under a kernel with ip_vs:' $(IN_VM) -- 'under a kernel with ip_vs:' $(E2E_IN_VM)
 UNIT_PKGS = $$($(GO) list ./... | grep -vE '/(internal/linux|test)(/|$$)')

@@ -62,7 +62,7 @@ func TestTunnelIsAReceiver(t *testing.T) {
 	if got := run(t, w.task(t), "ip -o addr show slt0aff0003"); !strings.Contains(got, "inet 10.255.0.3/32 scope host") {
 		t.Errorf("addresses are\n%s", got)
 	}
-	if got := run(t, w.task(t), "ip route show table main"); got != "" {
+	if got := run(t, w.task(t), "ip route show table main dev slt0aff0003"); got != "" {
 		t.Errorf("routes are\n%s", got)
 	}
 }
