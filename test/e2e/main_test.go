@@ -154,20 +154,22 @@ func useIngress(ctx context.Context, c *cluster.Cluster) error {
 	if _, err := c.Host(1).Docker(ctx, "service", "create", "-d", "--no-resolve-image", "--name", "first", "--publish", "8099:80", image.Probe); err != nil {
 		return err
 	}
-	if _, err := c.WaitService(ctx, "first", 1); err != nil {
-		return err
-	}
-	if _, err := c.Host(1).Docker(ctx, "service", "rm", "first"); err != nil {
-		return err
-	}
-	return cluster.Wait(ctx, "the engines let go of the port", func(ctx context.Context) error {
-		for _, h := range c.Hosts() {
-			if out, err := h.ExecNet(ctx, "iptables-save"); err != nil || strings.Contains(out, "8099") {
-				return fmt.Errorf("%s: %v\n%s", h.Name(), err, out)
+	published := func(want bool) error {
+		return cluster.Wait(ctx, fmt.Sprintf("all engines have rules for the port: %t", want), func(ctx context.Context) error {
+			for _, h := range c.Hosts() {
+				if out, err := h.ExecNet(ctx, "iptables-save"); err != nil || strings.Contains(out, "8099") != want {
+					return fmt.Errorf("%s: %v\n%s", h.Name(), err, out)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
+	}
+	err := published(true)
+	_, rmErr := c.Host(1).Docker(ctx, "service", "rm", "first")
+	if err := errors.Join(err, rmErr); err != nil {
+		return err
+	}
+	return published(false)
 }
 
 // verifyNothingLeft compares every host with how it was before the first test.

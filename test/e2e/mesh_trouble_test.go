@@ -192,6 +192,9 @@ func TestMeshLosesANode(t *testing.T) {
 	}
 	sees(t, c, lost, 81, false, "", is(c.Addr()))
 	spreads(t, c, 82, 6, 3)
+	if err := useIngress(within(t), lab); err != nil { // the host is to look as before
+		t.Error(err)
+	}
 	for i := range 3 {
 		noDiff(t, i+1)
 	}
