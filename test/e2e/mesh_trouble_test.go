@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sluice/test/cluster"
+	"sluice/test/image"
 )
 
 // holding is a connection that is kept open.
@@ -146,6 +147,46 @@ func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 			sees(t, onHost{h}, h, 81, false, "", anyone)
 		}
 	})
+}
+
+// TestMeshFollowsATaskThatMoves: while the only task of a service is replaced by one on
+// another node, connections to the old one go on, as do those to others, and new ones
+// find the new one.
+func TestMeshFollowsATaskThatMoves(t *testing.T) {
+	network(t, "web")
+	c := clients(t)[1]
+	service(t, "stays", publish("web", "publish=81:80"), 1, "--constraint", "node.hostname==e2")
+	// A task that is to stop serves its open connections to their end.
+	service(t, "moves", publish("web", "publish=82:80"), 1, "--constraint", "node.hostname==e1", "--update-order", "start-first",
+		"--stop-grace-period", "60s", "--health-cmd", "/probe health", "--health-interval", "1s", image.Probe, "serve", "--tcp", "80", "--grace", "60s")
+	spreads(t, c, 81, 2, 1)
+	spreads(t, c, 82, 2, 1)
+	var held []holding
+	for _, h := range lab.Hosts() {
+		held = append(held, hold(t, c, h, 81, "25s"), hold(t, c, h, 82, "25s"))
+	}
+	all := keepAsking(t, c, 82)
+	docker(t, 1, "service", "update", "--no-resolve-image", "-q", "--constraint-rm", "node.hostname==e1", "--constraint-add", "node.hostname==e3", "moves")
+	var now string
+	err := cluster.Wait(within(t), "the task has moved to e3", func(ctx context.Context) (err error) {
+		now, err = lab.Host(3).Docker(ctx, "ps", "-q", "--filter", "name=moves")
+		if err == nil && now == "" {
+			err = fmt.Errorf("it is not there")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range lab.Hosts() {
+		sees(t, c, h, 82, false, now[:12], is(c.Addr()))
+	}
+	for _, x := range held {
+		if err := <-x.end; err != nil {
+			t.Error(err)
+		}
+	}
+	all.end(t, "while the task moved")
 }
 
 // TestMeshLosesANode: connections by and to the others stay, new ones go to what is
