@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -32,9 +34,7 @@ func TestWhatAllocateRefusesIsToldOnTheNodes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t, false)
-			if _, err := h.book.VNI(t.Context(), "another", 77); err != nil {
-				t.Fatal(err)
-			}
+			h.has(t, "another", 77)
 			c.request.Network = web
 			out, err := h.Allocate(t.Context(), c.request)
 			if err != nil {
@@ -58,6 +58,63 @@ func TestWhatAllocateRefusesIsToldOnTheNodes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// has gives a network a VNI and a pool.
+func (h *host) has(t *testing.T, id model.NetworkID, vni model.VNI) {
+	t.Helper()
+	if _, err := h.book.VNI(t.Context(), id, vni); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.pools.Bind(t.Context(), id, prefix("10.9.0.0/24"), false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAVNIOfAFormerLeadIsGivenAway to the network that another leader gave it to, and to
+// none that was refused it.
+func TestAVNIOfAFormerLeadIsGivenAway(t *testing.T) {
+	given := map[string]string{options.VNI: "77", options.SecretKey: strings.Repeat("ab", 32)}
+	refused := map[string]string{options.VNI: "77", options.Refused: "VNI 77 is in use"}
+	for _, c := range []struct {
+		name   string
+		opts   map[string]string
+		former bool
+		want   bool
+	}{
+		{"told of by a new leader's allocator", given, true, true},
+		{"made now, where the other was not told of", map[string]string{options.VNI: "77"}, true, false},
+		{"refused before", refused, true, false},
+		{"in this lead", given, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t, false)
+			h.has(t, "another", 77)
+			if c.former {
+				h.Follow(time.Now())
+			}
+			out, err := h.Allocate(t.Context(), driver.AllocateRequest{Network: web, Options: c.opts, Subnets: plain})
+			if got := out[options.Refused] == ""; err != nil || got != c.want {
+				t.Fatalf("refused: %q, %v", out[options.Refused], err)
+			}
+			want := []model.NetworkID{web}
+			if !c.want {
+				want = []model.NetworkID{"another", web} // its pool
+			}
+			if got := h.Allocated(); !slices.Equal(got, want) {
+				t.Errorf("networks with a pool or a VNI: %v, want %v", got, want)
+			}
+		})
+	}
+	t.Run("its disk is full", func(t *testing.T) {
+		h := newHost(t, false)
+		h.has(t, "another", 77)
+		h.Follow(time.Now())
+		h.journal.fail = errDisk
+		if out, err := h.Allocate(t.Context(), driver.AllocateRequest{Network: web, Options: given, Subnets: plain}); !errors.Is(err, errDisk) {
+			t.Errorf("%v, %v", out, err)
+		}
+	})
 }
 
 func TestAllocateEchoesAndReplays(t *testing.T) {

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
-	"path"
-	"strings"
+	"slices"
+	"time"
 
 	"sluice/driver/overlay"
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/options"
 	"sluice/internal/reconcile"
+	"sluice/ipam/pool"
 )
 
 // Intents is this node's record of what the engine asked for. Puts and deletes
@@ -21,6 +23,7 @@ import (
 type Intents interface {
 	Self() model.Self
 	Network(model.NetworkID) (model.Network, bool)
+	// PutNetwork also deletes the endpoints of a network that is known: both or neither.
 	PutNetwork(context.Context, model.Network) (uint64, error)
 	// DeleteNetwork also deletes the network's endpoints.
 	DeleteNetwork(context.Context, model.NetworkID) (uint64, error)
@@ -29,6 +32,10 @@ type Intents interface {
 	DeleteEndpoint(context.Context, model.EndpointID) (uint64, error)
 	// SetVTEP records this node's address of the data path.
 	SetVTEP(context.Context, netip.Addr) error
+	// TakeOver records an endpoint that runs already, and its network. That it
+	// cannot be made durable yet is no error, nor is it of a delete, of an endpoint
+	// that was left, or of the VTEP: what has happened is not refused.
+	TakeOver(context.Context, model.Network, model.Endpoint) error
 }
 
 // Allocations is the leader's book of networks of the whole swarm.
@@ -36,13 +43,26 @@ type Allocations interface {
 	// VNI gives network a VXLAN identifier: the wished one if it is not 0, else
 	// the one it has, else a free one. It fails if another network has the wished one.
 	VNI(ctx context.Context, network model.NetworkID, wish model.VNI) (model.VNI, error)
+	// Owner is the network that has an identifier, or empty.
+	Owner(model.VNI) model.NetworkID
+	// Networks are those that have one.
+	Networks() []model.NetworkID
 	Free(ctx context.Context, network model.NetworkID) error
 }
 
 // Pools is the owner of the address pools.
 type Pools interface {
-	Bind(ctx context.Context, network model.NetworkID, pool netip.Prefix) error
+	// Bind says whose a pool is; again: a leader has allocated the network before.
+	Bind(ctx context.Context, network model.NetworkID, pool netip.Prefix, again bool) error
 	Free(ctx context.Context, network model.NetworkID) error
+	// Recover makes a pool again whose record was lost. One that is there stays.
+	Recover(ctx context.Context, lost pool.Lost) error
+	// Follow says that another manager led at a time: pools that were bound before may be
+	// of networks that are no more.
+	Follow(at time.Time)
+	// Owners are the networks that have a pool, and whether each was bound since another
+	// manager led last.
+	Owners() map[model.NetworkID]bool
 }
 
 // Keys is the ring of gossip keys.
@@ -121,8 +141,14 @@ func (d *Driver) Allocate(ctx context.Context, r AllocateRequest) (map[string]st
 	if err != nil {
 		return refuse(err)
 	}
-	if err := d.cfg.Pools.Bind(ctx, r.Network, r.Subnets[0].Pool.Masked()); err != nil {
+	again := req.Key != "" // part of every answer but a refusal, and told to every leader after
+	if err := d.cfg.Pools.Bind(ctx, r.Network, r.Subnets[0].Pool.Masked(), again); err != nil {
 		return nil, fmt.Errorf("allocate network %s: %w", r.Network.Short(), err)
+	}
+	if again {
+		if err := d.makeWay(ctx, r.Network, req.VNI); err != nil {
+			return nil, fmt.Errorf("allocate network %s: %w", r.Network.Short(), err)
+		}
 	}
 	vni, err := d.cfg.Allocations.VNI(ctx, r.Network, req.VNI)
 	if err != nil {
@@ -146,6 +172,29 @@ func (d *Driver) Allocate(ctx context.Context, r AllocateRequest) (map[string]st
 		return nil, fmt.Errorf("allocate network %s: %w", r.Network.Short(), err)
 	}
 	return out, nil
+}
+
+// makeWay frees the VNI that a leader has given a network before, if here another has it
+// that the swarm has not told of since another manager led, or whose pool went the same
+// way: it was ended then, or its VNI could not have been given away.
+func (d *Driver) makeWay(ctx context.Context, network model.NetworkID, wish model.VNI) error {
+	owner := d.cfg.Allocations.Owner(wish)
+	if owner == "" || owner == network || d.cfg.Pools.Owners()[owner] {
+		return nil
+	}
+	d.cfg.Log.Info("VNI of a network of a former lead goes to another", "network", owner.Short(), "vni", wish, "to", network.Short())
+	return d.Free(ctx, owner)
+}
+
+// Follow notes that another manager led the swarm at a time, by this process's clock.
+// What networks were allocated here before then may be gone, or be another's.
+func (d *Driver) Follow(at time.Time) { d.cfg.Pools.Follow(at) }
+
+// Allocated are the networks that have a pool or a VNI here.
+func (d *Driver) Allocated() []model.NetworkID {
+	all := slices.AppendSeq(d.cfg.Allocations.Networks(), maps.Keys(d.cfg.Pools.Owners()))
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // oneSubnet says what is wrong with a swarm network's subnets. The engine's
@@ -187,26 +236,25 @@ type CreateRequest struct {
 
 // CreateNetwork records a network and waits until the kernel has it. For one
 // that is known it starts over: the engine asks again only after it has
-// forgotten the network, so endpoints recorded before are of a former life.
+// forgotten the network, so endpoints recorded before are of a former life. What
+// cannot be recorded leaves the network and its endpoints as they were.
 func (d *Driver) CreateNetwork(ctx context.Context, r CreateRequest) error {
-	n, err := d.network(ctx, r)
+	n, key, err := d.network(r)
 	if err == nil {
 		err = d.fits(n)
 	}
 	if err == nil {
 		err = d.cfg.Abilities.network(n.Options)
 	}
+	if err == nil && !n.Local {
+		err = d.cfg.Keys.Add(ctx, key)
+	}
 	if err != nil {
 		return fmt.Errorf("network %s: %w", r.Network.Short(), err)
 	}
-	if _, known := d.cfg.Intents.Network(r.Network); known {
-		if _, err := d.cfg.Intents.DeleteNetwork(ctx, r.Network); err != nil {
-			return fmt.Errorf("replace network %s: %w", r.Network.Short(), err)
-		}
-	}
 	if n.Local {
 		// On a swarm the leader has bound the pool in Allocate.
-		if err := d.cfg.Pools.Bind(ctx, n.ID, n.Subnet); err != nil {
+		if err := d.cfg.Pools.Bind(ctx, n.ID, n.Subnet, false); err != nil {
 			return fmt.Errorf("network %s: %w", r.Network.Short(), err)
 		}
 	}
@@ -222,25 +270,26 @@ func (d *Driver) CreateNetwork(ctx context.Context, r CreateRequest) error {
 	return nil
 }
 
-// network makes the intent of a request.
-func (d *Driver) network(ctx context.Context, r CreateRequest) (model.Network, error) {
+// network makes the intent of a request, and tells the gossip key that it carries;
+// none on a local network.
+func (d *Driver) network(r CreateRequest) (n model.Network, key []byte, err error) {
 	if text := r.Options[options.Refused]; text != "" {
-		return model.Network{}, errors.New(text)
+		return model.Network{}, nil, errors.New(text)
 	}
 	req, err := options.Network(r.Options)
 	if err != nil {
-		return model.Network{}, err
+		return model.Network{}, nil, err
 	}
 	if r.IPv6 || len(r.Subnets6) > 0 {
-		return model.Network{}, errors.New("IPv6 was asked for, but sluice serves IPv4 only; create the network without --ipv6")
+		return model.Network{}, nil, errors.New("IPv6 was asked for, but sluice serves IPv4 only; create the network without --ipv6")
 	}
 	if len(r.Subnets) != 1 {
-		return model.Network{}, fmt.Errorf("%d IPv4 subnets were given, want one; create the network with a single --subnet", len(r.Subnets))
+		return model.Network{}, nil, fmt.Errorf("%d IPv4 subnets were given, want one; create the network with a single --subnet", len(r.Subnets))
 	}
 	if pool := r.Subnets[0].Pool; !pool.Addr().Is4() {
-		return model.Network{}, fmt.Errorf("subnet %s is not IPv4, which is all that sluice serves; choose an IPv4 --subnet", pool)
+		return model.Network{}, nil, fmt.Errorf("subnet %s is not IPv4, which is all that sluice serves; choose an IPv4 --subnet", pool)
 	}
-	n := model.Network{
+	n = model.Network{
 		ID:       r.Network,
 		Subnet:   r.Subnets[0].Pool.Masked(),
 		Gateway:  r.Subnets[0].Gateway.Addr(),
@@ -253,28 +302,25 @@ func (d *Driver) network(ctx context.Context, r CreateRequest) (model.Network, e
 		n.Gateway = n.Subnet.Addr().Next()
 	}
 	if !n.Subnet.Contains(n.Gateway) {
-		return model.Network{}, fmt.Errorf("gateway %s is not in the subnet %s; choose a --gateway inside it", n.Gateway, n.Subnet)
+		return model.Network{}, nil, fmt.Errorf("gateway %s is not in the subnet %s; choose a --gateway inside it", n.Gateway, n.Subnet)
 	}
 	if n.Local {
 		if n.MTU == 0 {
 			n.MTU = localMTU
 		}
-		return n, nil
+		return n, nil, nil
 	}
 	if n.VNI = req.VNI; n.VNI == 0 || req.Key == "" {
-		return model.Network{}, errors.New("this is no swarm network: the swarm's leader has not allocated it; join a swarm first, or use an alias of the plugin with SCOPE=local for a network of this engine only")
-	}
-	if err := d.cfg.Keys.Add(ctx, req.Key.Bytes()); err != nil {
-		return model.Network{}, err
+		return model.Network{}, nil, errors.New("this is no swarm network: the swarm's leader has not allocated it; join a swarm first, or use an alias of the plugin with SCOPE=local for a network of this engine only")
 	}
 	if n.MTU == 0 {
 		mtu, err := d.underlayMTU()
 		if err != nil {
-			return model.Network{}, err
+			return model.Network{}, nil, err
 		}
 		n.MTU = mtu - overlay.VXLANOverhead
 	}
-	return n, nil
+	return n, req.Key.Bytes(), nil
 }
 
 // DeleteNetwork forgets a network of this node, with its endpoints.
@@ -292,110 +338,6 @@ func (d *Driver) DeleteNetwork(ctx context.Context, id model.NetworkID) error {
 	return nil
 }
 
-// EndpointRequest is CreateEndpoint's.
-type EndpointRequest struct {
-	Network  model.NetworkID
-	Endpoint model.EndpointID
-	Addr     netip.Prefix // with the subnet's length
-	MAC      model.MAC    // zero unless the user chose one
-	Options  map[string]string
-}
-
-// EndpointReply is CreateEndpoint's answer.
-type EndpointReply struct {
-	MAC model.MAC // zero if the request had one: the engine forbids to answer it again
-}
-
-// CreateEndpoint records an endpoint. Peers learn of it from here on, so that
-// they know the way to the container before it starts.
-func (d *Driver) CreateEndpoint(ctx context.Context, r EndpointRequest) (EndpointReply, error) {
-	n, ok := d.cfg.Intents.Network(r.Network)
-	if !ok {
-		return EndpointReply{}, fmt.Errorf("create endpoint %s: network %s is not known on this node: the engine has not created it here since it was last deleted; start the task again, and if that does not help restart docker", r.Endpoint.Short(), r.Network.Short())
-	}
-	opts, err := options.Service(r.Options)
-	if err == nil {
-		err = options.Fits(n.Options, opts)
-	}
-	if err == nil {
-		err = d.cfg.Abilities.service(opts)
-	}
-	if err != nil {
-		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", r.Endpoint.Short(), err)
-	}
-	addr := r.Addr.Addr()
-	if !n.Subnet.Contains(addr) {
-		return EndpointReply{}, fmt.Errorf("create endpoint %s: address %s is not in the subnet %s of network %s", r.Endpoint.Short(), r.Addr, n.Subnet, r.Network.Short())
-	}
-	e := model.Endpoint{ID: r.Endpoint, Network: r.Network, Addr: addr, MAC: r.MAC, Phase: model.Created, Options: opts}
-	var reply EndpointReply
-	if e.MAC.IsZero() {
-		e.MAC = model.MACFor(addr)
-		reply.MAC = e.MAC
-	}
-	if old, known := d.cfg.Intents.Endpoint(r.Endpoint); known {
-		if old.Network != e.Network || old.Addr != e.Addr || old.MAC != e.MAC {
-			return EndpointReply{}, fmt.Errorf("create endpoint %s: it exists already on network %s with address %s; delete it first", r.Endpoint.Short(), old.Network.Short(), old.Addr)
-		}
-		return reply, nil
-	}
-	if _, err := d.cfg.Intents.PutEndpoint(ctx, e); err != nil {
-		return EndpointReply{}, fmt.Errorf("record endpoint %s: %w", r.Endpoint.Short(), err)
-	}
-	return reply, nil
-}
-
-// JoinRequest is Join's.
-type JoinRequest struct {
-	Network  model.NetworkID
-	Endpoint model.EndpointID
-	Sandbox  string // path of the container's network namespace, as the host sees it; may not exist yet
-	Options  map[string]string
-}
-
-// JoinReply is Join's answer. It names no gateway, so that the engine attaches
-// docker_gwbridge: that is the container's way out, with the engine's own
-// masquerade and host-mode ports.
-type JoinReply struct {
-	SrcName   string // device in the host's namespace that the engine moves into the container
-	DstPrefix string // what it is renamed to there, with a number behind
-}
-
-// Join makes the endpoint's veth pair and waits until the kernel has it.
-func (d *Driver) Join(ctx context.Context, r JoinRequest) (JoinReply, error) {
-	n, _ := d.cfg.Intents.Network(r.Network)
-	e, ok := d.cfg.Intents.Endpoint(r.Endpoint)
-	if !ok || e.Network != r.Network || n.ID != r.Network {
-		return JoinReply{}, fmt.Errorf("join endpoint %s: it is not known on network %s; create it first", r.Endpoint.Short(), r.Network.Short())
-	}
-	e.Phase, e.Left, e.Sandbox = model.Joined, false, d.sandbox(r.Sandbox)
-	rev, err := d.cfg.Intents.PutEndpoint(ctx, e)
-	if err != nil {
-		return JoinReply{}, fmt.Errorf("record endpoint %s: %w", r.Endpoint.Short(), err)
-	}
-	ns, pair := overlay.NetnsName(n), overlay.HostEnd(e.ID)
-	err = d.settle(ctx, rev, func(k kernel.Key) bool {
-		l, ok := k.(kernel.Link)
-		return infrastructure(k, ns) || ok && l.NS == ns && l.Name == pair
-	})
-	if err != nil {
-		return JoinReply{}, fmt.Errorf("join endpoint %s: %w", r.Endpoint.Short(), err)
-	}
-	return JoinReply{SrcName: overlay.TaskEnd(n, e.ID), DstPrefix: overlay.TaskDevPrefix}, nil
-}
-
-// sandbox turns the engine's path of a namespace into this process's. The engine
-// writes /var/run or /run, which are the same directory on the host. No path,
-// which is no sandbox, stays none.
-func (d *Driver) sandbox(p string) string {
-	for _, run := range []string{"/var/run/", "/run/"} {
-		if rest, ok := strings.CutPrefix(path.Clean(p), run); ok {
-			return path.Join(d.cfg.HostRun, rest)
-		}
-	}
-	return p
-}
-
 // infrastructure tells the objects that every endpoint of a network stands on.
 func infrastructure(k kernel.Key, ns string) bool {
 	switch k := k.(type) {
@@ -408,6 +350,8 @@ func infrastructure(k kernel.Key, ns string) bool {
 	case kernel.MarkTable:
 		return k.NS == ns
 	case kernel.LiftTable:
+		return k.NS == ns
+	case kernel.GuardTable:
 		return k.NS == ns
 	}
 	return false
@@ -427,30 +371,6 @@ func (d *Driver) settle(ctx context.Context, rev uint64, matters func(kernel.Key
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Leave takes an endpoint out of service. Its veth pair stays: the engine is
-// about to move the container's end back.
-func (d *Driver) Leave(ctx context.Context, _ model.NetworkID, id model.EndpointID) error {
-	e, ok := d.cfg.Intents.Endpoint(id)
-	if !ok || e.Left {
-		return nil
-	}
-	e.Left = true
-	if _, err := d.cfg.Intents.PutEndpoint(ctx, e); err != nil {
-		return fmt.Errorf("leave endpoint %s: %w", id.Short(), err)
-	}
-	d.cfg.Loop.Trigger()
-	return nil
-}
-
-// DeleteEndpoint forgets an endpoint; the loop removes what it had.
-func (d *Driver) DeleteEndpoint(ctx context.Context, _ model.NetworkID, id model.EndpointID) error {
-	if _, err := d.cfg.Intents.DeleteEndpoint(ctx, id); err != nil {
-		return fmt.Errorf("delete endpoint %s: %w", id.Short(), err)
-	}
-	d.cfg.Loop.Trigger()
-	return nil
 }
 
 // Node is what the engine tells of a node of the swarm.

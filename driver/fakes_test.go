@@ -17,6 +17,7 @@ import (
 	"sluice/internal/model"
 	"sluice/internal/reconcile"
 	"sluice/internal/view"
+	"sluice/ipam/pool"
 )
 
 // journal is a store in memory that fails on demand.
@@ -58,14 +59,40 @@ var errDisk = errors.New("no space left on device")
 // pools remembers which network has which pool.
 type pools struct {
 	bound map[model.NetworkID]netip.Prefix
+	lost  []pool.Lost // what was brought back
 	fail  error
+
+	former map[model.NetworkID]bool // of bound: another manager led since
 }
 
-func (p *pools) Bind(_ context.Context, n model.NetworkID, pool netip.Prefix) error {
+func (p *pools) Follow(time.Time) {
+	p.former = make(map[model.NetworkID]bool)
+	for id := range p.bound {
+		p.former[id] = true
+	}
+}
+
+func (p *pools) Owners() map[model.NetworkID]bool {
+	out := make(map[model.NetworkID]bool)
+	for id := range p.bound {
+		out[id] = !p.former[id]
+	}
+	return out
+}
+
+func (p *pools) Recover(_ context.Context, l pool.Lost) error {
+	if p.fail == nil {
+		p.lost = append(p.lost, l)
+	}
+	return p.fail
+}
+
+func (p *pools) Bind(_ context.Context, n model.NetworkID, subnet netip.Prefix, _ bool) error {
 	if p.fail != nil {
 		return p.fail
 	}
-	p.bound[n] = pool
+	p.bound[n] = subnet
+	delete(p.former, n)
 	return nil
 }
 

@@ -2,8 +2,11 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -20,6 +23,9 @@ const (
 
 // kindVNI is the kind of a Book's durable records: network id → VNI.
 const kindVNI = "vni"
+
+// errTaken is part of what is said of a wish that cannot be had.
+var errTaken = errors.New("is in use")
 
 // Journal keeps a Book's records. Commit is one durable transaction.
 type Journal interface {
@@ -74,7 +80,7 @@ func (b *Book) VNI(ctx context.Context, id model.NetworkID, wish model.VNI) (mod
 			return 0, fmt.Errorf("all %d VNIs are in use; remove a network", countVNI)
 		}
 	} else if owner, taken := b.byVNI[v]; taken && owner != id {
-		return 0, fmt.Errorf("VNI %d is in use by network %s; choose another sluice.vni, or leave it out", v, owner.Short())
+		return 0, fmt.Errorf("VNI %d %w by network %s; choose another sluice.vni, or leave it out", v, errTaken, owner.Short())
 	}
 	r := model.Record{Kind: kindVNI, Key: string(id), Value: []byte(strconv.FormatUint(uint64(v), 10))}
 	if err := b.journal.Commit(ctx, []model.Record{r}, nil); err != nil {
@@ -99,6 +105,20 @@ func (b *Book) free(id model.NetworkID) (model.VNI, bool) {
 		}
 	}
 	return 0, false
+}
+
+// Owner implements Allocations.
+func (b *Book) Owner(v model.VNI) model.NetworkID {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byVNI[v]
+}
+
+// Networks implements Allocations.
+func (b *Book) Networks() []model.NetworkID {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.byNetwork))
 }
 
 // Free implements Allocations; an unknown network is no error.

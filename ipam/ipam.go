@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"sluice/internal/model"
 	"sluice/ipam/pool"
@@ -71,6 +72,14 @@ type Config struct {
 	// whatever Swarm remembers. Nil: none.
 	Held func(model.NetworkID) []netip.Addr
 
+	// Blank says that the journal may lack pools that the swarm has: it is new, or was
+	// lost. What depends on it waits for Recovered.
+	Blank bool
+
+	// Now is the clock that tells how long nobody has had a lease, and when one was
+	// given back. Nil: time.Now.
+	Now func() time.Time
+
 	Journal Journal      // required
 	Log     *slog.Logger // nil: silent
 }
@@ -82,8 +91,12 @@ type Allocator struct {
 	list    pool.List
 	routes  func() []netip.Prefix
 	held    func(model.NetworkID) []netip.Addr
+	now     func() time.Time
 	journal Journal
 	log     *slog.Logger
+
+	recovered chan struct{} // closed when no pool is missing
+	whole     sync.Once     // closes it
 
 	// mu guards table, and holds the order of commits and changes together, so it
 	// is held while Journal.Commit runs. Rank 3, above the journal's own locks and
@@ -103,8 +116,14 @@ func Open(ctx context.Context, c Config) (*Allocator, error) {
 		list:    pool.List{Supernets: c.Supernets, Bits: c.Bits},
 		routes:  c.Routes,
 		held:    c.Held,
+		now:     c.Now,
 		journal: c.Journal,
 		log:     c.Log,
+
+		recovered: make(chan struct{}),
+	}
+	if !c.Blank || c.Scope == ScopeLocal {
+		a.Recovered()
 	}
 	mode := pool.Replayed
 	if c.Scope == ScopeLocal {
@@ -124,6 +143,9 @@ func Open(ctx context.Context, c Config) (*Allocator, error) {
 	}
 	if a.held == nil {
 		a.held = func(model.NetworkID) []netip.Addr { return nil }
+	}
+	if a.now == nil {
+		a.now = time.Now
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

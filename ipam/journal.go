@@ -16,9 +16,10 @@ type Journal interface {
 	// Load returns all records of the kinds below, in any order. Records of other
 	// kinds are passed over.
 	Load(ctx context.Context) ([]Record, error)
-	// Commit makes all puts and deletes durable, or none of them and returns an
-	// error. It has returned before the next one is called. A delete of what is not
-	// there is no error; no key is both put and deleted.
+	// Commit makes all puts and deletes durable. After an error none of them is, but
+	// that a process which ends at once may leave all of them. It has returned before
+	// the next one is called. A delete of what is not there is no error; no key is both
+	// put and deleted.
 	Commit(ctx context.Context, puts []Record, deletes []RecordKey) error
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"sluice/internal/model"
 	"sluice/ipam/pool"
@@ -33,7 +34,8 @@ func TestAllocatorDoesWhatItsSpecSays(t *testing.T) {
 func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 	rnd := rand.New(rand.NewPCG(seed, uint64(scope)))
 	j := newJournal(t)
-	config := Config{Scope: scope, Journal: j, Supernets: []netip.Prefix{pfx("10.3.0.0/25")}, Bits: 27}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	config := Config{Scope: scope, Journal: j, Now: func() time.Time { return now }, Supernets: []netip.Prefix{pfx("10.3.0.0/25")}, Bits: 27}
 	a, err := Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +119,8 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 				if !slices.Contains(p.room(s.shared, false), r.Address.Addr()) || r.Address.Bits() != id.Subnet.Bits() {
 					t.Errorf("%s: got %s, which is not free", what, r.Address)
 				}
-				p.leases[r.Address.Addr()] = &specLease{p.epoch, true, true}
+				delete(p.released, r.Address.Addr())
+				p.leases[r.Address.Addr()] = &specLease{epoch: p.epoch, sure: true, given: true}
 			}
 		case op < 12:
 			id := anyID()
@@ -133,9 +136,10 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 				(!p.taken(addr) || s.shared && (serial && p.owner == "" || p.owner != "" && p.leases[addr] != nil && !p.leases[addr].given))
 			apply = func() {
 				if l := p.leases[addr]; l != nil {
-					l.sure, l.given = true, true
+					l.sure, l.given, l.listed, l.orphan = true, true, false, time.Time{}
 				} else {
-					p.leases[addr] = &specLease{p.epoch, true, true}
+					delete(p.released, addr)
+					p.leases[addr] = &specLease{epoch: p.epoch, sure: true, given: true}
 				}
 			}
 		case op < 14:
@@ -179,7 +183,10 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 				if p == nil {
 					return
 				}
-				delete(p.leases, addr)
+				if p.leases[addr] != nil {
+					delete(p.leases, addr)
+					p.released[addr] = now
+				}
 				if addr == p.gw && !(s.shared && p.owner != "") {
 					p.gw = netip.Addr{}
 				}
@@ -187,18 +194,29 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 		case op < 18:
 			n, subnet := networks[rnd.IntN(len(networks))], anyID().Subnet
 			what = fmt.Sprintf("bind %s to %s", subnet, n)
-			err = a.Bind(t.Context(), model.NetworkID(n), subnet)
+			again := rnd.IntN(2) == 0
+			err = a.Bind(t.Context(), model.NetworkID(n), subnet, again)
 			p, other := s.pools[subnet], s.owned(n)
-			expect = (other == nil || other == p) && (p == nil && !s.overlaps(subnet) || p != nil && (p.owner == "" || p.owner == n))
+			expect = (other == nil || other == p) && (p == nil && !s.overlaps(subnet) || p != nil && (p.owner == "" || p.owner == n || p.former && again))
+			if p != nil && p.owner == n {
+				p.former = false // even if that cannot be written
+			}
 			apply = func() {
 				if p == nil {
 					p = s.add(pool.ID{Space: space, Subnet: subnet})
 				}
-				p.owner, p.claimed = n, false
+				if p.owner != "" && p.owner != n {
+					counts["displaced"]++
+					if len(p.leases) > 0 {
+						p.epoch++
+						clear(p.leases)
+					}
+				}
+				p.owner, p.claimed, p.former = n, false, false
 				if s.shared && len(p.leases) > 0 {
 					p.epoch++
 					for _, l := range p.leases {
-						l.sure, l.given = false, false
+						l.sure, l.given, l.listed, l.orphan = false, false, false, time.Time{}
 					}
 				}
 			}
@@ -211,10 +229,18 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 				switch {
 				case p == nil:
 				case p.claimed:
-					p.owner, p.claimed = "", false
+					p.owner, p.claimed, p.former = "", false, false
 					clear(p.leases)
 				default:
 					delete(s.pools, p.id.Subnet)
+				}
+			}
+		case op < 19 && s.shared && rnd.IntN(4) == 0:
+			what, expect = "follow", true
+			a.Follow(now.Add(time.Second))
+			apply = func() {
+				for _, p := range s.pools {
+					p.former = p.owner != ""
 				}
 			}
 		default:
@@ -231,20 +257,35 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 					}
 				}
 			}
+			now = now.Add(time.Duration(rnd.IntN(10)) * time.Minute)
+			asked := now.Add(-time.Duration(rnd.IntN(10)) * time.Minute)
 			what = fmt.Sprintf("confirm %s %v", n, live)
-			_, err = a.Confirm(t.Context(), model.NetworkID(n), live)
+			_, err = a.Confirm(t.Context(), model.NetworkID(n), live, asked)
 			expect = p != nil
 			apply = func() {
+				live = slices.DeleteFunc(live, func(x netip.Addr) bool {
+					at, given := p.released[x]
+					return given && !at.Before(asked)
+				})
+				maps.DeleteFunc(p.released, func(_ netip.Addr, at time.Time) bool { return at.Before(asked) })
 				for x, l := range p.leases {
-					if alive := slices.Contains(live, x); !l.sure && !alive {
+					switch alive := slices.Contains(live, x); {
+					case alive:
+						l.listed = l.listed || !l.sure
+						l.sure, l.orphan = true, time.Time{}
+					case !l.sure:
 						delete(p.leases, x)
-					} else if alive {
-						l.sure = true
+					case l.orphan.IsZero():
+						l.orphan = asked
+					case asked.Sub(l.orphan) >= pool.FreeAfter, l.listed && asked.Sub(l.orphan) >= pool.UnaskedAfter:
+						delete(p.leases, x)
+						counts["orphan"]++
 					}
 				}
 				for _, x := range live {
 					if p.usable(x, s.shared) && !p.taken(x) {
-						p.leases[x] = &specLease{0, false, false}
+						delete(p.released, x)
+						p.leases[x] = &specLease{}
 					}
 				}
 			}
@@ -265,9 +306,10 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 				t.Fatalf("seed %d step %d: %s: restart: %v", seed, step, what, err)
 			}
 			for _, p := range s.pools { // what a restart may forget
-				p.claimed = false
+				p.claimed, p.former = false, false
+				clear(p.released)
 				for _, l := range p.leases {
-					l.sure, l.given = l.epoch == p.epoch, false
+					l.sure, l.given, l.listed, l.orphan = l.epoch == p.epoch, false, false, time.Time{}
 				}
 			}
 		}
@@ -277,6 +319,9 @@ func walk(t *testing.T, scope Scope, seed uint64, steps int) {
 		if err := a.table.Check(); err != nil {
 			t.Fatalf("seed %d step %d: after %s: %v", seed, step, what, err)
 		}
+	}
+	if scope == ScopeGlobal && (counts["orphan"] == 0 || counts["displaced"] == 0 || counts["follow"] < steps/500) {
+		t.Errorf("seed %d: nothing was nobody's for long enough, or of a former lead: %v", seed, counts)
 	}
 	for _, op := range []string{"fresh", "pool", "release", "any", "address", "gateway", "bind", "free", "confirm", "restart", "fault"} {
 		if counts[op] < steps/500 {
@@ -361,11 +406,11 @@ func TestFailedCommitChangesNothing(t *testing.T) {
 		{"release pool", func(a *Allocator) error {
 			return a.ReleasePool(ctx, ReleasePoolRequest{GlobalSpace + "/10.62.0.0/24"})
 		}},
-		{"bind", func(a *Allocator) error { return a.Bind(ctx, "shop", pfx("10.62.0.0/24")) }},
-		{"replay", func(a *Allocator) error { return a.Bind(ctx, "web", pfx("10.60.0.0/24")) }},
+		{"bind", func(a *Allocator) error { return a.Bind(ctx, "shop", pfx("10.62.0.0/24"), false) }},
+		{"replay", func(a *Allocator) error { return a.Bind(ctx, "web", pfx("10.60.0.0/24"), true) }},
 		{"free", func(a *Allocator) error { return a.Free(ctx, "web") }},
 		{"confirm", func(a *Allocator) error {
-			_, err := a.Confirm(ctx, "web", []netip.Addr{netip.MustParseAddr("10.60.0.77")})
+			_, err := a.Confirm(ctx, "web", []netip.Addr{netip.MustParseAddr("10.60.0.77")}, time.Now())
 			return err
 		}},
 	} {
@@ -377,7 +422,7 @@ func TestFailedCommitChangesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := a.Bind(ctx, "web", pfx("10.60.0.0/24")); err != nil {
+			if err := a.Bind(ctx, "web", pfx("10.60.0.0/24"), false); err != nil {
 				t.Fatal(err)
 			}
 			for range 3 {

@@ -74,7 +74,7 @@ func TestBadInput(t *testing.T) {
 			if _, err := a.RequestAddress(ctx, AddressRequest{PoolID: p, Options: gateway}); err != nil {
 				t.Fatal(err)
 			}
-			if err := a.Bind(ctx, "web", pfx("10.60.0.0/24")); err != nil {
+			if err := a.Bind(ctx, "web", pfx("10.60.0.0/24"), false); err != nil {
 				t.Fatal(err)
 			}
 			before, commits := describe(a), j.commits
@@ -102,10 +102,10 @@ func TestBadInput(t *testing.T) {
 func TestBindRefusesBadInput(t *testing.T) {
 	a := open(t, ScopeGlobal, newJournal(t))
 	for _, err := range []error{
-		a.Bind(t.Context(), "", pfx("10.0.0.0/24")),
-		a.Bind(t.Context(), "web", pfx("10.0.0.1/24")),
-		a.Bind(t.Context(), "web", pfx("fd00::/64")),
-		a.Bind(t.Context(), "web", pfx("10.0.0.0/31")),
+		a.Bind(t.Context(), "", pfx("10.0.0.0/24"), false),
+		a.Bind(t.Context(), "web", pfx("10.0.0.1/24"), false),
+		a.Bind(t.Context(), "web", pfx("fd00::/64"), false),
+		a.Bind(t.Context(), "web", pfx("10.0.0.0/31"), false),
 	} {
 		if !errors.Is(err, pool.ErrInvalid) {
 			t.Errorf("err = %v", err)

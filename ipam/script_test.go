@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"sluice/internal/model"
 )
@@ -15,9 +16,10 @@ import (
 //	pool SPACE CIDR|- [sub=CIDR] [KEY=VALUE]...   RequestPool      -> PoolID
 //	gw|vip|ask POOLID ADDRESS|-                   RequestAddress   -> address/mask
 //	rel POOLID ADDRESS, relpool POOLID            ReleaseAddress, ReleasePool
-//	bind NETWORK CIDR, free NETWORK               AllocateNetwork, FreeNetwork
+//	bind NETWORK CIDR [again], free NETWORK       AllocateNetwork, FreeNetwork
 //	confirm NETWORK ADDRESS...                    background reader -> -dropped +adopted
 //	held ADDRESS...                               endpoints that the nodes have from now on
+//	follow                                        another manager leads
 //	restart                                       the plugin process
 //	show                                          -> pool NETWORK used/unconfirmed, ...
 //
@@ -124,7 +126,7 @@ func (s *script) call(f []string) (string, error) {
 	case "relpool":
 		return "", s.a.ReleasePool(ctx, ReleasePoolRequest{arg(1)})
 	case "bind":
-		return "", s.a.Bind(ctx, model.NetworkID(f[1]), netip.MustParsePrefix(f[2]))
+		return "", s.a.Bind(ctx, model.NetworkID(f[1]), netip.MustParsePrefix(f[2]), len(f) > 3)
 	case "free":
 		return "", s.a.Free(ctx, model.NetworkID(f[1]))
 	case "confirm":
@@ -132,7 +134,7 @@ func (s *script) call(f []string) (string, error) {
 		for _, a := range f[2:] {
 			live = append(live, netip.MustParseAddr(a))
 		}
-		found, err := s.a.Confirm(ctx, model.NetworkID(f[1]), live)
+		found, err := s.a.Confirm(ctx, model.NetworkID(f[1]), live, time.Now())
 		var out []string
 		for _, a := range found.Dropped {
 			out = append(out, "-"+a.String())
@@ -141,6 +143,9 @@ func (s *script) call(f []string) (string, error) {
 			out = append(out, "+"+a.String())
 		}
 		return strings.Join(out, " "), err
+	case "follow":
+		s.a.Follow(time.Now().Add(time.Second)) // two readings of a clock may be equal
+		return "", nil
 	case "held":
 		s.held = nil
 		for _, a := range f[1:] {

@@ -230,6 +230,45 @@ func TestLeader(t *testing.T) {
 			free shop
 			show -> 10.60.0.0/24 "web" 2/0`)
 	})
+	t.Run("another manager has led", func(t *testing.T) {
+		run(t, ScopeGlobal, `
+			pool g 10.60.0.0/24 -> g/10.60.0.0/24
+			gw g/10.60.0.0/24 10.60.0.1 -> 10.60.0.1/24
+			bind web 10.60.0.0/24
+			vip g/10.60.0.0/24 - -> 10.60.0.2/24
+			vip g/10.60.0.0/24 - -> 10.60.0.3/24
+			follow
+			show -> 10.60.0.0/24 "web" 3/0
+			# who wants it and has not had it waits for what the managers' lists say
+			bind shop 10.60.0.0/24 -> !overlaps network web
+			# the network is there still, and belongs to this leader again
+			pool g 10.60.0.0/24 -> g/10.60.0.0/24
+			gw g/10.60.0.0/24 10.60.0.1 -> 10.60.0.1/24
+			bind web 10.60.0.0/24 again
+			show -> 10.60.0.0/24 "web" 3/2
+			bind shop 10.60.0.0/24 again -> !overlaps network web
+			# that one removed it and gave the subnet to another network; an address of it is
+			# in the hands of a container already
+			follow
+			held 10.60.0.2 10.60.0.4
+			pool g 10.60.0.0/24 -> g/10.60.0.0/24
+			gw g/10.60.0.0/24 10.60.0.1 -> 10.60.0.1/24
+			bind shop 10.60.0.0/24 again
+			show -> 10.60.0.0/24 "shop" 3/2
+			bind web 10.60.0.0/24 again -> !overlaps network shop
+			free web
+			vip g/10.60.0.0/24 10.60.0.4 -> 10.60.0.4/24
+			restart
+			show -> 10.60.0.0/24 "shop" 3/2
+			# after a restart, of which nobody tells
+			bind web 10.60.0.0/24 again -> !overlaps network shop
+			follow
+			held
+			bind web 10.60.0.0/24 again
+			show -> 10.60.0.0/24 "web" 1/0
+			restart
+			show -> 10.60.0.0/24 "web" 1/0`)
+	})
 	t.Run("the owner was gone already", func(t *testing.T) {
 		run(t, ScopeGlobal, `
 			pool g 10.60.0.0/24 -> g/10.60.0.0/24
@@ -391,7 +430,7 @@ func TestFreshSubnetAvoidsRoutesAndNamesNetworks(t *testing.T) {
 	if err != nil || r.Pool != netip.MustParsePrefix("10.255.64.0/20") || r.PoolID != "sluice-global/10.255.64.0/20" {
 		t.Errorf("got %v, %v", r, err)
 	}
-	if err := a.Bind(t.Context(), "f9sx", r.Pool); err != nil {
+	if err := a.Bind(t.Context(), "f9sx", r.Pool, false); err != nil {
 		t.Fatal(err)
 	}
 	_, err = a.RequestPool(t.Context(), PoolRequest{Space: GlobalSpace, Pool: "10.255.64.0/24"})
@@ -424,7 +463,7 @@ func TestLeasesTellGatewayAndDoubt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Bind(ctx, "web", r.Pool); err != nil {
+	if err := a.Bind(ctx, "web", r.Pool, false); err != nil {
 		t.Fatal(err)
 	}
 	got := a.Leases(a.Snapshot()[0].ID)

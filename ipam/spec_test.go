@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"sluice/ipam/pool"
 )
@@ -23,6 +24,8 @@ func describe(a *Allocator) string {
 				fmt.Fprintf(&b, " [%s]", l.Address)
 			case l.Unconfirmed:
 				fmt.Fprintf(&b, " %s?", l.Address)
+			case !l.Orphaned.IsZero():
+				fmt.Fprintf(&b, " %s since %s", l.Address, l.Orphaned.Format(time.TimeOnly))
 			default:
 				fmt.Fprintf(&b, " %s", l.Address)
 			}
@@ -45,13 +48,19 @@ type specPool struct {
 	gw      netip.Addr
 	epoch   int
 	claimed bool
+	former  bool // another manager has led since the owner was told of
 	leases  map[netip.Addr]*specLease
+
+	released map[netip.Addr]time.Time
 }
 
 type specLease struct {
-	epoch int
-	sure  bool
-	given bool // to somebody who asked, in this epoch and life
+	epoch  int
+	listed bool // sure by a list, and not asked for since
+	sure   bool
+	given  bool // to somebody who asked, in this epoch and life
+
+	orphan time.Time // since when nobody has it
 }
 
 func (s *spec) String() string {
@@ -69,6 +78,8 @@ func (s *spec) String() string {
 				fmt.Fprintf(&b, " [%s]", a)
 			case !l.sure:
 				fmt.Fprintf(&b, " %s?", a)
+			case !l.orphan.IsZero():
+				fmt.Fprintf(&b, " %s since %s", a, l.orphan.Format(time.TimeOnly))
 			default:
 				fmt.Fprintf(&b, " %s", a)
 			}
@@ -104,7 +115,7 @@ func (s *spec) owned(n string) *specPool {
 }
 
 func (s *spec) add(id pool.ID) *specPool {
-	p := &specPool{id: id, epoch: 1, leases: map[netip.Addr]*specLease{}}
+	p := &specPool{id: id, epoch: 1, leases: map[netip.Addr]*specLease{}, released: map[netip.Addr]time.Time{}}
 	s.pools[id.Subnet] = p
 	return p
 }

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -89,6 +90,9 @@ func (a *Allocator) freshPool(ctx context.Context, r PoolRequest, opts pool.Opti
 	if err != nil {
 		return PoolReply{}, err
 	}
+	if !a.awaitRecovery(ctx) { // it could be one that the swarm has
+		return PoolReply{}, refuse("no subnet can be chosen yet: the networks that the swarm has were not read since the state file was made; try again in some seconds, or give --subnet")
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	id, change, err := a.table.PlanFresh(list, a.routes())
@@ -142,6 +146,12 @@ func (a *Allocator) RequestAddress(ctx context.Context, r AddressRequest) (Addre
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	got, change, err := a.table.PlanAddress(id, w)
+	if errors.Is(err, pool.ErrUnknownPool) {
+		a.mu.Unlock()
+		_ = a.awaitRecovery(ctx) // if it did not come, the answer is the same
+		a.mu.Lock()
+		got, change, err = a.table.PlanAddress(id, w)
+	}
 	if err != nil {
 		return AddressReply{}, err
 	}
@@ -166,7 +176,7 @@ func (a *Allocator) ReleaseAddress(ctx context.Context, r ReleaseAddressRequest)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.commitLocked(ctx, a.table.PlanReleaseAddress(id, addr)); err != nil {
+	if err := a.commitLocked(ctx, a.table.PlanReleaseAddress(id, addr, a.now())); err != nil {
 		return fmt.Errorf("release address %s of %s: %w", r.Address, r.PoolID, err)
 	}
 	return nil

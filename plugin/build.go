@@ -16,6 +16,7 @@ import (
 	"sluice/driver/overlay"
 	"sluice/internal/diag"
 	"sluice/internal/dockerapi"
+	"sluice/internal/firewalld"
 	"sluice/internal/keyring"
 	"sluice/internal/keyshare"
 	"sluice/internal/linux"
@@ -30,7 +31,7 @@ import (
 	"sluice/internal/store"
 	"sluice/internal/view"
 	"sluice/ipam"
-	"sluice/lb/idle"
+	"sluice/lb/expiry"
 	"sluice/lb/publish"
 	"sluice/lb/service"
 )
@@ -50,11 +51,12 @@ type parts struct {
 	gossip *gossiper
 	giver  *keyGiver
 	asker  *keyAsker
-	idle   *idle.Ender
+	expiry *expiry.Ender
 	ports  *ports.Holder
 	diag   *diag.Server
 
-	monitor  *monitor.Monitor // nil: nobody is answered
+	monitor  *monitor.Monitor  // nil: nobody is answered
+	firewall *firewalld.Keeper // nil: firewalld is left alone
 	publish  *publish.Publisher
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
@@ -75,6 +77,13 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	local := cfg.Scope == scopeLocal
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
+	}
+	// The engine makes a propagatedMount for all to look into. On a disk that cannot be
+	// written the file's own mode has to do.
+	if at, err := os.Stat(cfg.StateDir); err != nil || at.Mode().Perm() != 0o700 {
+		if err := os.Chmod(cfg.StateDir, 0o700); err != nil {
+			log.Warn("state directory stays as open as it is", "err", err)
+		}
 	}
 	var err error
 	if p.store, err = store.Open(filepath.Join(cfg.StateDir, "state.db"), log); err != nil {
@@ -108,10 +117,11 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		datapath = service.NFT
 	}
 	p.noMesh = p.kernel.HasMesh()
+	missing := blank(records, p.store.Status())
 	p.hub, err = view.New(view.Config{
 		Journal: p.store, Now: time.Now, VXLANPort: cfg.VXLANPort, Datapath: datapath, Log: log,
 		MeshPool: cfg.MeshPool, NoMesh: p.noMesh != nil, MTU: p.overlayMTU,
-		Blank:   len(records) == 0 || len(p.store.Status().Damage) > 0,
+		Blank: missing && p.serving(ctx), Alone: local,
 		Changed: p.changed,
 	}, records)
 	if err != nil {
@@ -120,7 +130,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		log.Error("some records are not understood and were left out", "err", err)
 	}
 	p.ring = keyring.New(p.store, records, cfg.GossipKey.Bytes(), p.keyed)
-	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Log: log})
+	p.loop = reconcile.New(reconcile.Config{Kernel: p.kernel, View: p.hub.View, Plan: plan.Host, Observe: p.observe, Notices: p.kernel.Notices, Log: log})
 	files := &keyshare.Files{
 		Socket: filepath.Join(cfg.HostRun, "docker.sock"), Proc: "/proc",
 		DataRoot: func() string { return p.hub.Engine().DataRoot },
@@ -134,7 +144,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	p.publish = publish.New(publish.Config{View: p.hub.View, Sockets: p.ports, Taken: p.hub.SetTaken, Reserved: cfg.reserved(), Log: log})
 	sock := sockets.New()
 	p.noDestroy = sock.Probe()
-	p.idle = idle.New(idle.Config{View: p.hub.View, Sockets: sock, Log: log})
+	p.expiry = expiry.New(expiry.Config{View: p.hub.View, Sockets: sock, Log: log})
 
 	book, err := driver.NewBook(p.store, records)
 	if err != nil {
@@ -143,6 +153,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	icfg := ipam.Config{
 		Scope: ipam.ScopeGlobal, Supernets: cfg.Pools, Bits: cfg.SubnetBits,
 		Routes: p.hostRoutes, NetworkName: p.networkName, Held: p.heldAddresses, Journal: p.store, Log: log,
+		Blank: missing,
 	}
 	if local {
 		icfg.Scope = ipam.ScopeLocal
@@ -171,10 +182,16 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	}
 	p.diag = diag.NewServer(diag.Config{
 		Version: version(), Scope: cfg.Scope, Settings: describeConfig(os.Getenv), Hub: p.hub, Loop: p.loop, Sockets: p.publish,
-		Datapath: p.datapath, Traffic: p.kernel.Traffic, Ended: p.idle.Ended, Abilities: p.abilities,
-		Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Refusals: p.ipam.problems,
-		Trouble: p.trouble, Memory: residentBytes, Log: log,
+		Datapath: p.datapath, Traffic: p.kernel.Traffic, Dropped: p.kernel.Dropped, Ended: p.expiry.Ended, Abilities: p.abilities,
+		Calls: calls, Gossip: p.gossip.state, Pools: p.pools, Leases: p.ipam.Pools, Refusals: p.ipam.problems,
+		Trouble: p.trouble, Firewall: p.firewallState, State: p.stateFile, Memory: residentBytes, Log: log,
 	})
+	if !local && cfg.Firewalld {
+		p.firewall = firewalld.New(firewalld.Config{
+			Socket: filepath.Join(cfg.HostRun, "dbus/system_bus_socket"), Want: p.nodePorts, Log: log,
+			Reloaded: func() { p.loop.Suspect("firewalld has made its rules anew, or came or went") },
+		})
+	}
 	if !local && cfg.Metrics.IsValid() {
 		p.monitor = monitor.New(monitor.Config{Addr: cfg.Metrics, Node: p.diag, Log: log})
 	}
@@ -198,8 +215,8 @@ func (p *parts) changed(planned bool) {
 	if p.loop != nil && planned {
 		p.loop.Trigger()
 	}
-	if p.idle != nil && planned {
-		p.idle.Wake()
+	if p.expiry != nil && planned {
+		p.expiry.Wake()
 	}
 	if p.publish != nil && planned {
 		p.publish.Wake()
@@ -240,14 +257,17 @@ func (p *parts) observe(r reconcile.Round) {
 // run runs the parts until ctx ends and all of them have returned. The monitor is the
 // last: until then it says that the node stops.
 func (p *parts) run(ctx context.Context) {
-	p.publish.Begin()
+	p.publish.Begin(ctx)
 	var wg, last sync.WaitGroup
 	end := make(chan struct{})
 	if p.monitor != nil {
 		last.Go(func() { p.monitor.Run(ctx, end) })
 	}
+	if p.firewall != nil {
+		wg.Go(func() { p.firewall.Run(ctx) })
+	}
 	for _, f := range []func(context.Context){
-		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.giver.run, p.asker.run, p.runKernel, p.idle.Run, p.publish.Run, p.runDiag,
+		p.loop.Run, p.readEngine, p.runEngine, p.gossip.run, p.giver.run, p.asker.run, p.runKernel, p.expiry.Run, p.publish.Run, p.runDiag,
 	} {
 		wg.Go(func() { f(ctx) })
 	}

@@ -30,6 +30,7 @@ type Config struct {
 	SubnetBits int            // prefix length of a subnet that nobody chose
 	MeshPool   netip.Prefix   // of the addresses by which published ports are told apart
 	Metrics    netip.AddrPort // to answer health checks and collectors at; invalid: nowhere
+	Firewalld  bool           // have firewalld open the nodes' ports, where it runs
 	NoIPVS     bool           // do without ip_vs, as if the kernel lacked it
 	LogLevel   slog.Level
 	StateDir   string // what must outlive the process: intents, leases
@@ -151,6 +152,18 @@ var settings = []setting{
 				return fmt.Errorf("want auto or %s", service.NFT)
 			}
 			c.NoIPVS = v == service.NFT
+			return nil
+		},
+	},
+	{
+		// Off is for who opens ports by hand: firewalld's own lists then say all.
+		name: "FIREWALLD", value: "auto",
+		doc: "What to do where the host's firewalld runs. auto: have it open VXLAN_PORT and GOSSIP_PORT, and on managers KEY_PORT, in the zones that the nodes' packets come by. off: nothing. Not with SCOPE=local.",
+		set: func(c *Config, v string) error {
+			if v != "auto" && v != "off" {
+				return errors.New("want auto or off")
+			}
+			c.Firewalld = v == "auto"
 			return nil
 		},
 	},

@@ -30,7 +30,7 @@ func TestDefaultsHoldWithoutAnyEnvironment(t *testing.T) {
 	want := Config{
 		Scope: "global", VXLANPort: 4799, GossipPort: 7947, KeyPort: 7948,
 		Pools: pool.DefaultSupernets(), SubnetBits: pool.DefaultBits, MeshPool: ingress.DefaultPool(),
-		Metrics:  netip.MustParseAddrPort("0.0.0.0:9247"),
+		Metrics: netip.MustParseAddrPort("0.0.0.0:9247"), Firewalld: true,
 		LogLevel: slog.LevelInfo, StateDir: "/var/lib/sluice", HostRun: "/host/run",
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})); diff != "" {
@@ -42,7 +42,7 @@ func TestSettingsAreRead(t *testing.T) {
 	got, err := parseConfig(env(map[string]string{
 		"SCOPE": "local", "VXLAN_PORT": "4789", "GOSSIP_PORT": " 7000 ", "GOSSIP_BIND": "192.0.2.7",
 		"GOSSIP_KEY": strings.Repeat("41", 32), "KEY_PORT": "7001", "POOL": "10.8.0.0/14, 10.16.0.0/16..10.18.0.0/16", "SUBNET_SIZE": "24", "MESH_POOL": "11.0.0.0/8",
-		"DATAPATH": "nft", "METRICS_ADDR": "127.0.0.1:9000", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
+		"DATAPATH": "nft", "FIREWALLD": "off", "METRICS_ADDR": "127.0.0.1:9000", "LOG_LEVEL": "DEBUG", "STATE_DIR": "/state/", "HOST_RUN": "/hr",
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +85,7 @@ func TestBadSettingsAreNamedWithWhatIsAllowed(t *testing.T) {
 		{"SUBNET_SIZE", "/20", "length of an IPv4 prefix"},
 		{"SUBNET_SIZE", "32", "POOL and SUBNET_SIZE: "},
 		{"DATAPATH", "ipvs", "want auto or nft"},
+		{"FIREWALLD", "on", "want auto or off"},
 		{"METRICS_ADDR", "9247", "such as 0.0.0.0:9247"},
 		{"METRICS_ADDR", "0.0.0.0:0", "such as 0.0.0.0:9247"},
 		{"METRICS_ADDR", "localhost:9247", "or off"},

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"sluice/internal/diag"
@@ -28,9 +30,27 @@ type follower struct {
 
 	knownAs string                        // what was sent to named
 	adopted bool                          // the engine's containers were compared with the records
+	whole   bool                          // so were the pools with the managers' networks, if this one leads
 	listed  time.Time                     // when it first listed them
+	worker  time.Time                     // since when it says that it is no manager; zero: it does not
 	left    time.Time                     // when it last left a swarm; zero: it has not
-	gone    map[model.NetworkID]time.Time // since when the swarm lacks a network that owns a pool
+	gone    map[model.NetworkID]time.Time // since when the swarm lacks a network that owns a pool or a VNI
+	told    map[string]string             // what was complained of, by subject: every look tries again, and the log shall not grow with that
+}
+
+// complain logs what is wrong with a subject when that changes; nil: all is well again.
+func (f *follower) complain(subject, text string, err error) {
+	if err == nil {
+		delete(f.told, subject)
+		return
+	}
+	if f.told == nil {
+		f.told = make(map[string]string)
+	}
+	if f.told[subject] != err.Error() {
+		f.told[subject] = err.Error()
+		f.log.Error(text, "err", err)
+	}
 }
 
 // engineHub is what the follower asks of the view.
@@ -38,19 +58,22 @@ type engineHub interface {
 	Self() model.Self
 	SetEngine(context.Context, model.EngineSnapshot) error
 	Adopted()
-	Settle() bool
+	Settle(context.Context) bool
 	Claim(context.Context) error
 }
 
 type adopter interface {
 	Adopt(context.Context, model.EngineSnapshot) error
+	Recover(context.Context, model.EngineSnapshot) error
+	Follow(time.Time)
+	Allocated() []model.NetworkID
+	Free(context.Context, model.NetworkID) error
 }
 
 // poolKeeper is the owner of the address pools.
 type poolKeeper interface {
-	Snapshot() []pool.Status
-	Free(context.Context, model.NetworkID) error
-	Confirm(ctx context.Context, network model.NetworkID, live []netip.Addr) (pool.Confirmation, error)
+	Recovered()
+	Confirm(ctx context.Context, network model.NetworkID, live []netip.Addr, asked time.Time) (pool.Confirmation, error)
 }
 
 type keyKeeper interface {
@@ -66,6 +89,11 @@ const (
 	// goneFor is how long a network must be missing in what the managers list before
 	// its pool is freed. The list is at most some seconds old.
 	goneFor = time.Minute
+
+	// workerFor is how long an engine must have said that it is no manager, in two readings
+	// at least: those of a swarm that is at work are 10 s apart. That a manager which leads
+	// says so was not seen for longer than half a second.
+	workerFor = 5 * time.Second
 
 	// newsAge is how late this process may learn that its node has changed the
 	// swarm: dockerapi asks every 10 s, and an engine that has just joined may take
@@ -83,8 +111,10 @@ func (f *follower) follow(ctx context.Context, s model.EngineSnapshot) {
 	f.forgetKeys(ctx, before, s)
 	f.takeKeys(ctx, s)
 	f.adopt(ctx, s)
+	f.followLeader(s)
+	f.recover(ctx, s)
 	f.confirm(ctx, s)
-	f.hub.Settle()
+	f.hub.Settle(ctx)
 	if err := f.hub.Claim(ctx); err != nil {
 		f.log.Error("claims for published ports could not be recorded, will be retried", "err", err)
 	}
@@ -130,9 +160,7 @@ func (f *follower) takeKeys(ctx context.Context, s model.EngineSnapshot) {
 		if err == nil {
 			err = f.keys.Add(ctx, key)
 		}
-		if err != nil {
-			f.log.Error("the gossip key of a network was not taken", "network", id.Short(), "err", err)
-		}
+		f.complain("key of "+string(id), "the gossip key of network "+id.Short()+" was not taken, or could not be recorded", err)
 	}
 }
 
@@ -156,34 +184,71 @@ func (f *follower) adopt(ctx context.Context, s model.EngineSnapshot) {
 	f.hub.Adopted()
 }
 
-// confirm compares this node's pools with what the managers know: leases that a
-// change of leader has left in doubt with the addresses in use, and owners with
-// the networks there are. A manager that does not lead is told of no release.
+// followLeader tells the driver of a time at which this node did not lead: another
+// manager did, by the managers' word, or it was none. A node that unlocks its swarm or
+// starts leads it for a moment before its engine calls it a manager.
+func (f *follower) followLeader(s model.EngineSnapshot) {
+	if f.scope == scopeLocal || !s.SwarmValid || s.Manager || !s.Active && !s.NoSwarm {
+		f.worker = time.Time{}
+	} else if f.worker.IsZero() {
+		f.worker = s.SwarmAt
+	}
+	switch {
+	case f.scope == scopeLocal:
+	case !f.worker.IsZero() && s.SwarmAt.Sub(f.worker) >= workerFor:
+		f.driver.Follow(f.worker)
+	case s.SwarmValid && !s.Follows.IsZero():
+		f.driver.Follow(s.Follows)
+	}
+}
+
+// recover brings back once what the records lack of the swarm's networks, if this
+// manager leads: to one that comes to lead, Swarm's allocator tells all of them.
+func (f *follower) recover(ctx context.Context, s model.EngineSnapshot) {
+	if f.whole || f.scope == scopeLocal || !s.SwarmValid || !s.NetworksValid || s.Manager && !s.ServicesValid {
+		return
+	}
+	var err error
+	if s.Leader {
+		err = f.driver.Recover(ctx, s)
+		f.complain("networks", "not all networks of the swarm could be brought back, will be retried", err)
+	}
+	f.whole = err == nil
+	f.pools.Recovered() // what is brought back later was refused by the disk, or is asked for
+}
+
+// confirm compares what is allocated on this node with what the managers know: leases
+// with the addresses in use, and owners with the networks there are. A manager that does
+// not lead is told of no release, and compares no leases.
 func (f *follower) confirm(ctx context.Context, s model.EngineSnapshot) {
 	if f.scope == scopeLocal || !s.Manager || !s.NetworksValid {
 		return
 	}
-	for _, p := range f.pools.Snapshot() {
-		if p.Network == "" {
-			continue
-		}
-		if _, listed := s.Networks[p.Network]; !listed {
-			f.missing(ctx, p.Network)
-			continue
-		}
-		delete(f.gone, p.Network)
-		live, known := s.Live[p.Network]
-		if p.Unconfirmed == 0 || !known || !s.Leader || !s.ServicesValid {
-			continue
-		}
-		if _, err := f.pools.Confirm(ctx, p.Network, live); err != nil {
-			f.log.Error("leases could not be compared with the swarm's", "network", p.Network.Short(), "err", err)
+	ids := f.driver.Allocated()
+	maps.DeleteFunc(f.gone, func(id model.NetworkID, _ time.Time) bool { return !slices.Contains(ids, id) })
+	for _, id := range ids {
+		n, listed := s.Networks[id]
+		switch live, known := s.Live[id]; {
+		case listed:
+			delete(f.gone, id)
+			// Of addresses that another driver gives, this one hears nothing: it would lease
+			// them, and call each a leak that was given back.
+			if known && s.Leader && s.ServicesValid && n.IPAM == s.Alias {
+				_, err := f.pools.Confirm(ctx, id, live, s.ServicesAt)
+				f.complain("leases of "+string(id), "leases of network "+id.Short()+" could not be compared with the swarm's", err)
+			}
+		case s.SwarmValid && s.ServicesValid:
+			f.missing(ctx, id)
+		default:
+			// An engine whose managers do not answer lists its own networks only.
+			delete(f.gone, id)
 		}
 	}
 }
 
-// missing notes that the swarm does not list a network, and frees its pool if
-// that has lasted.
+// missing notes that the swarm does not list a network, and frees its pool and its
+// VNI if that has lasted: who frees them while another manager leads tells only that
+// one, and what was freed on a disk that took nothing is back after a crash.
 func (f *follower) missing(ctx context.Context, id model.NetworkID) {
 	since, known := f.gone[id]
 	if !known {
@@ -193,10 +258,10 @@ func (f *follower) missing(ctx context.Context, id model.NetworkID) {
 	if f.now().Sub(since) < goneFor {
 		return
 	}
-	if err := f.pools.Free(ctx, id); err != nil {
-		f.log.Error("pool not freed, will be retried", "network", id.Short(), "err", err)
+	if err := f.driver.Free(ctx, id); err != nil {
+		f.log.Error("pool and VNI not freed, will be retried", "network", id.Short(), "err", err)
 		return
 	}
 	delete(f.gone, id)
-	f.log.Info("pool freed: the swarm no longer has its network", "network", id.Short())
+	f.log.Info("pool and VNI freed: the swarm no longer has its network", "network", id.Short())
 }

@@ -26,8 +26,11 @@ type around struct {
 	hubTold  bool
 	settled  int
 	claimed  int
-	statuses []pool.Status
+	had      []model.NetworkID // networks with a pool or a VNI
+	followed []time.Time
 	freed    []model.NetworkID
+	brought  int // calls of Recover
+	whole    bool
 	compared map[model.NetworkID][]netip.Addr
 	forgot   []time.Time
 	added    []string // keys, in hexadecimal
@@ -42,23 +45,29 @@ func (a *around) SetEngine(_ context.Context, s model.EngineSnapshot) error {
 	}
 	return a.fail
 }
-func (a *around) Adopted()     { a.hubTold = true }
-func (a *around) Settle() bool { a.settled++; return true }
+func (a *around) Adopted()                    { a.hubTold = true }
+func (a *around) Settle(context.Context) bool { a.settled++; return true }
 
 func (a *around) Claim(context.Context) error { a.claimed++; return nil }
 func (a *around) Adopt(context.Context, model.EngineSnapshot) error {
 	a.adopts++
 	return a.fail
 }
-func (a *around) Snapshot() []pool.Status { return a.statuses }
+func (a *around) Recover(context.Context, model.EngineSnapshot) error {
+	a.brought++
+	return a.fail
+}
+func (a *around) Recovered()                   { a.whole = true }
+func (a *around) Follow(at time.Time)          { a.followed = append(a.followed, at) }
+func (a *around) Allocated() []model.NetworkID { return slices.Clone(a.had) }
 func (a *around) Free(_ context.Context, id model.NetworkID) error {
 	if a.fail == nil {
 		a.freed = append(a.freed, id)
-		a.statuses = slices.DeleteFunc(a.statuses, func(s pool.Status) bool { return s.Network == id })
+		a.had = slices.DeleteFunc(a.had, func(n model.NetworkID) bool { return n == id })
 	}
 	return a.fail
 }
-func (a *around) Confirm(_ context.Context, id model.NetworkID, live []netip.Addr) (pool.Confirmation, error) {
+func (a *around) Confirm(_ context.Context, id model.NetworkID, live []netip.Addr, _ time.Time) (pool.Confirmation, error) {
 	a.compared[id] = live
 	return pool.Confirmation{}, a.fail
 }
@@ -138,7 +147,7 @@ func TestAdoptionThatFailsIsOver(t *testing.T) {
 const web model.NetworkID = "webnetwork00000000000000a"
 
 func manager(listed bool) model.EngineSnapshot {
-	s := model.EngineSnapshot{SwarmValid: true, Active: true, Manager: true, NetworksValid: true, Networks: map[model.NetworkID]model.EngineNetwork{}}
+	s := model.EngineSnapshot{SwarmValid: true, Active: true, Manager: true, NetworksValid: true, ServicesValid: true, Networks: map[model.NetworkID]model.EngineNetwork{}}
 	if listed {
 		s.Networks[web] = model.EngineNetwork{ID: web}
 	}
@@ -152,6 +161,8 @@ func TestAPoolIsFreedWhenItsNetworkStaysAway(t *testing.T) {
 	unread.NetworksValid = false
 	worker := away
 	worker.Manager = false
+	stopping := away
+	stopping.ServicesValid = false
 	for _, c := range []struct {
 		name  string
 		scope string
@@ -162,13 +173,14 @@ func TestAPoolIsFreedWhenItsNetworkStaysAway(t *testing.T) {
 		{"gone", scopeGlobal, []model.EngineSnapshot{there, away, away, away, away}, 4},
 		{"missed once", scopeGlobal, []model.EngineSnapshot{away, away, there, away, away, away}, -1},
 		{"nobody could be asked", scopeGlobal, []model.EngineSnapshot{unread, unread, unread, unread, unread}, -1},
+		{"an engine that is no manager any more lists its own", scopeGlobal, []model.EngineSnapshot{away, stopping, away, stopping, away, away}, -1},
 		{"a worker lists what it uses only", scopeGlobal, []model.EngineSnapshot{worker, worker, worker, worker, worker}, -1},
 		{"local networks are freed by the engine's call", scopeLocal, []model.EngineSnapshot{away, away, away, away, away}, -1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a := newAround()
 			a.scope = c.scope
-			a.statuses = []pool.Status{{Network: web}, {}} // the second has no owner yet
+			a.had = []model.NetworkID{web}
 			for i, s := range c.steps {
 				a.after(t, 20*time.Second, s)
 				if want := c.want >= 0 && i >= c.want; (len(a.freed) == 1) != want {
@@ -184,7 +196,7 @@ func TestAPoolIsFreedWhenItsNetworkStaysAway(t *testing.T) {
 
 func TestAPoolThatIsNotFreedIsFreedLater(t *testing.T) {
 	a := newAround()
-	a.statuses = []pool.Status{{Network: web}}
+	a.had = []model.NetworkID{web}
 	a.after(t, 0, manager(false))
 	a.fail = errNoDisk
 	a.after(t, goneFor, manager(false))
@@ -195,30 +207,109 @@ func TestAPoolThatIsNotFreedIsFreedLater(t *testing.T) {
 	}
 }
 
-// TestLeasesInDoubtAreComparedByTheLeader: nobody else has the whole list.
-func TestLeasesInDoubtAreComparedByTheLeader(t *testing.T) {
+// TestWhatALeaderLostIsBroughtBackOnce, with its first whole snapshot: from then on the
+// allocator tells of every change, also to one that comes to lead.
+func TestWhatALeaderLostIsBroughtBackOnce(t *testing.T) {
+	unread, lead, follows := manager(true), manager(true), manager(true)
+	unread.ServicesValid, lead.Leader = false, true
+	worker := model.EngineSnapshot{SwarmValid: true, NetworksValid: true, Active: true}
+	for _, c := range []struct {
+		name  string
+		steps []model.EngineSnapshot
+		fails int // times
+		want  int // calls
+		whole int // from this step
+		told  int // from this step
+	}{
+		{"a leader", []model.EngineSnapshot{{}, unread, lead, lead}, 0, 1, 2, 2},
+		{"one of the managers, which comes to lead", []model.EngineSnapshot{follows, lead}, 0, 0, 0, 0},
+		{"a worker", []model.EngineSnapshot{{}, worker}, 0, 0, 1, 1},
+		{"a full disk", []model.EngineSnapshot{lead, lead, lead, lead}, 2, 3, 2, 0},
+	} {
+		a := newAround()
+		for i, s := range c.steps {
+			a.fail = nil
+			if i < c.fails {
+				a.fail = errNoDisk
+			}
+			a.after(t, time.Second, s)
+			if a.follower.whole != (i >= c.whole) || a.whole != (i >= c.told) {
+				t.Errorf("%s, step %d: whole: %t, told: %t", c.name, i, a.follower.whole, a.whole)
+			}
+		}
+		if a.brought != c.want {
+			t.Errorf("%s: brought back %d times, want %d", c.name, a.brought, c.want)
+		}
+	}
+	a := newAround()
+	a.scope = scopeLocal
+	a.after(t, 0, lead)
+	if a.brought > 0 {
+		t.Error("networks of this engine only: brought back")
+	}
+}
+
+// TestLeasesAreComparedByTheLeader: nobody else has the whole list.
+func TestLeasesAreComparedByTheLeader(t *testing.T) {
 	live := []netip.Addr{netip.MustParseAddr("10.255.0.2")}
 	lead := manager(true)
 	lead.Leader, lead.ServicesValid = true, true
 	lead.Live = map[model.NetworkID][]netip.Addr{web: live}
 	for _, c := range []struct {
-		name  string
-		doubt int
-		edit  func(*model.EngineSnapshot)
-		want  bool
+		name string
+		edit func(*model.EngineSnapshot)
+		want bool
 	}{
-		{"leader", 3, func(*model.EngineSnapshot) {}, true},
-		{"no doubt", 0, func(*model.EngineSnapshot) {}, false},
-		{"another leads", 3, func(s *model.EngineSnapshot) { s.Leader = false }, false},
-		{"services were not read", 3, func(s *model.EngineSnapshot) { s.ServicesValid = false }, false},
-		{"a network of which nothing was read", 3, func(s *model.EngineSnapshot) { s.Live = nil }, false},
+		{"leader", func(*model.EngineSnapshot) {}, true},
+		{"addresses of another driver", func(s *model.EngineSnapshot) { s.Alias = "sluice:latest" }, false},
+		{"another leads", func(s *model.EngineSnapshot) { s.Leader = false }, false},
+		{"services were not read", func(s *model.EngineSnapshot) { s.ServicesValid = false }, false},
+		{"a network of which nothing was read", func(s *model.EngineSnapshot) { s.Live = nil }, false},
 	} {
 		a, s := newAround(), lead
-		a.statuses = []pool.Status{{Network: web, Unconfirmed: c.doubt}}
+		a.had = []model.NetworkID{web}
 		c.edit(&s)
 		a.after(t, 0, s)
 		if got, asked := a.compared[web]; asked != c.want || asked && !slices.Equal(got, live) {
 			t.Errorf("%s: %v", c.name, a.compared)
+		}
+	}
+}
+
+// TestWhoFollowedIsTold: with a time at which another led for sure, as a lead may have
+// begun since.
+func TestWhoFollowedIsTold(t *testing.T) {
+	at := func(sec int) time.Time { return time.Date(2026, 1, 2, 3, 4, sec, 0, time.UTC) }
+	read := func(sec int, s model.EngineSnapshot) model.EngineSnapshot {
+		s.SwarmValid, s.SwarmAt = true, at(sec)
+		return s
+	}
+	manages, active, none, locked := manager(true), model.EngineSnapshot{Active: true}, model.EngineSnapshot{NoSwarm: true}, model.EngineSnapshot{}
+	follows := manages
+	follows.Follows = at(7)
+	unheard := follows
+	unheard.SwarmValid = false
+	for _, c := range []struct {
+		name, scope string
+		steps       []model.EngineSnapshot
+		want        []time.Time
+	}{
+		{"another leads", scopeGlobal, []model.EngineSnapshot{read(9, follows)}, []time.Time{at(7)}},
+		{"this one leads, or nobody, or it is not known", scopeGlobal, []model.EngineSnapshot{read(9, manages)}, nil},
+		{"an engine that does not answer", scopeGlobal, []model.EngineSnapshot{unheard, unheard}, nil},
+		{"networks of this engine only", scopeLocal, []model.EngineSnapshot{read(9, follows), read(20, active), read(30, active)}, nil},
+		{"a worker", scopeGlobal, []model.EngineSnapshot{read(10, active), read(10, active), read(20, active), read(30, active)}, []time.Time{at(10), at(10)}},
+		{"a node that left", scopeGlobal, []model.EngineSnapshot{read(10, active), read(20, none)}, []time.Time{at(10)}},
+		{"a manager that starts", scopeGlobal, []model.EngineSnapshot{read(10, active), read(20, manages), read(30, active)}, nil},
+		{"one that was locked", scopeGlobal, []model.EngineSnapshot{read(10, locked), read(20, locked), read(30, active), read(31, manages)}, nil},
+	} {
+		a := newAround()
+		a.scope = c.scope
+		for _, s := range c.steps {
+			a.after(t, 0, s)
+		}
+		if !slices.Equal(a.followed, c.want) {
+			t.Errorf("%s: told %v, want %v", c.name, a.followed, c.want)
 		}
 	}
 }

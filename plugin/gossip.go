@@ -24,7 +24,8 @@ type gossiper struct {
 	cfg   Config
 	hub   *view.Hub
 	ring  *keyring.Ring
-	asked func() string // how the asking for a key goes; empty: nobody asks
+	asked func() string                             // how the asking for a key goes; empty: nobody asks
+	open  func(gossip.Config) (*gossip.Node, error) // gossip.New
 	log   *slog.Logger
 	woken chan struct{} // capacity 1
 
@@ -49,7 +50,7 @@ const maxHints = 16
 const restPeriod = 2 * time.Second
 
 func newGossiper(cfg Config, hub *view.Hub, ring *keyring.Ring, asked func() string, log *slog.Logger) *gossiper {
-	return &gossiper{cfg: cfg, hub: hub, ring: ring, asked: asked, log: log, woken: make(chan struct{}, 1), text: "starting"}
+	return &gossiper{cfg: cfg, hub: hub, ring: ring, asked: asked, open: gossip.New, log: log, woken: make(chan struct{}, 1), text: "starting"}
 }
 
 // wake asks for a look at what has changed.
@@ -139,7 +140,7 @@ func (g *gossiper) look(ctx context.Context) {
 	if err := g.exchange(ctx, g.node, want); err != nil && ctx.Err() == nil {
 		g.log.Error("gossip records not exchanged, will be retried", "err", err)
 	}
-	g.hub.Settle()
+	g.hub.Settle(ctx)
 	if err := g.hub.Claim(ctx); err != nil && ctx.Err() == nil {
 		g.log.Error("claims for published ports could not be recorded, will be retried", "err", err)
 	}
@@ -147,7 +148,7 @@ func (g *gossiper) look(ctx context.Context) {
 
 // start makes the node. A failure is told once, and tried again at every look.
 func (g *gossiper) start(want gossip.Config) bool {
-	node, err := gossip.New(want)
+	node, err := g.open(want)
 	if err != nil {
 		if g.setState(false, "not running: "+err.Error()) {
 			g.log.Error("gossip does not start, will be retried", "err", err)
@@ -252,7 +253,7 @@ func (g *gossiper) exchange(ctx context.Context, node *gossip.Node, want gossip.
 	if !g.hub.Partial() {
 		// The hub's records are whole: the node may say so at once, and peers drop
 		// what a former life has published and this has not. Until then they keep it.
-		errs = append(errs, node.Replace(g.fitting(g.hub.Records())), node.Complete())
+		errs = append(errs, node.Replace(view.Summed(g.fitting(g.hub.Records()))), node.Complete())
 	}
 	tables := node.Snapshot()
 	in := make([]view.Table, 0, len(tables))
@@ -265,7 +266,10 @@ func (g *gossiper) exchange(ctx context.Context, node *gossip.Node, want gossip.
 			}
 			continue
 		}
-		in = append(in, view.Table{Owner: model.NodeID(name), Present: t.State == gossip.Alive, Whole: t.Complete, Entries: t.Entries})
+		in = append(in, view.Table{
+			Owner: model.NodeID(name), Present: t.State == gossip.Alive, Whole: t.Complete, Entries: t.Entries,
+			Version: view.Version{Start: t.Incarnation.Start, Bump: t.Incarnation.Bump, Seq: t.Seq}, Last: t.Last,
+		})
 	}
 	return errors.Join(append(errs, g.hub.SetTables(ctx, in))...)
 }

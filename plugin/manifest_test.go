@@ -75,6 +75,64 @@ func TestManifestAsksForNoMoreThanItNeeds(t *testing.T) {
 	}
 }
 
+// TestWhatTheManifestAsksForIsExplained: whoever installs the plugin grants all of it,
+// and finds each in docs/security.md with what it is for, and what is not without it.
+func TestWhatTheManifestAsksForIsExplained(t *testing.T) {
+	c := readManifest(t)
+	text, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const title = "## What the plugin gets from the host"
+	_, section, ok := strings.Cut(string(text), title)
+	if !ok {
+		t.Fatalf("docs/security.md has no section %q", title)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	reasons := map[string]string{}
+	for row := range strings.Lines(section) {
+		if f := strings.Split(row, "|"); len(f) == 5 {
+			reasons[f[1]] = strings.TrimSpace(f[2])
+		}
+	}
+	asked := slices.Clone(c.Linux.Capabilities)
+	for _, m := range c.Mounts {
+		asked = append(asked, "`"+*m.Source+"` of the host, "+strings.Join(m.Options, " and "))
+	}
+	if c.Network.Type == "host" {
+		asked = append(asked, "host network")
+	}
+	if c.PidHost {
+		asked = append(asked, "PID namespace of the host")
+	}
+	if c.IpcHost {
+		asked = append(asked, "IPC namespace of the host")
+	}
+	for _, d := range c.Linux.Devices {
+		asked = append(asked, "`"+*d.Path+"`")
+	}
+	if c.PropagatedMount != "" {
+		asked = append(asked, "propagatedMount `"+c.PropagatedMount+"`")
+	}
+	for _, what := range asked {
+		found := false
+		for row, reason := range reasons {
+			found = found || strings.Contains(row, what) && len(reason) > 0
+		}
+		if !found {
+			t.Errorf("no row of that table explains %s", what)
+		}
+	}
+	// And nothing that it does not ask for any more.
+	for row := range reasons {
+		for _, word := range strings.FieldsFunc(row, func(r rune) bool { return r == ' ' || r == ',' }) {
+			if strings.HasPrefix(word, "CAP_") && !slices.Contains(c.Linux.Capabilities, word) {
+				t.Errorf("the table explains %s, which the manifest does not ask for", word)
+			}
+		}
+	}
+}
+
 func TestManifestMountsOnlyWhatExistsAtEveryBoot(t *testing.T) {
 	c := readManifest(t)
 	// A missing mount source makes the engine panic at its start, every time,

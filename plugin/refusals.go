@@ -65,8 +65,8 @@ func (r *refusals) RequestAddress(ctx context.Context, q ipam.AddressRequest) (i
 }
 
 // Bind implements driver.Pools.
-func (r *refusals) Bind(ctx context.Context, id model.NetworkID, pool netip.Prefix) error {
-	return r.note(r.Allocator.Bind(ctx, id, pool))
+func (r *refusals) Bind(ctx context.Context, id model.NetworkID, pool netip.Prefix, again bool) error {
+	return r.note(r.Allocator.Bind(ctx, id, pool, again))
 }
 
 // problems lists the refusals that are not old.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -13,7 +14,9 @@ import (
 	"time"
 
 	"sluice/internal/diag"
+	"sluice/internal/firewalld"
 	"sluice/internal/model"
+	"sluice/internal/view"
 	"sluice/lb/service"
 )
 
@@ -41,6 +44,7 @@ func (p *parts) runEngine(ctx context.Context) {
 		case <-p.engine.Changed():
 		}
 		p.follower.follow(ctx, p.engine.Snapshot())
+		p.hub.Ripen()
 	}
 }
 
@@ -75,11 +79,52 @@ func (p *parts) runKernel(ctx context.Context) {
 				notices = nil
 				continue
 			}
-			p.loop.Doubt()
+			p.loop.Notice()
 		case <-tick.C:
 			p.refreshRoutes()
 		}
 	}
+}
+
+// nodePorts are those that the other nodes send to, and where they come in.
+func (p *parts) nodePorts() firewalld.Want {
+	device := ""
+	if vtep := p.hub.View().Self.VTEP; vtep.IsValid() {
+		var err error
+		if device, err = p.kernel.UnderlayDevice(vtep); err != nil {
+			p.log.Debug("no zone of firewalld by the node's address", "err", err)
+		}
+	}
+	return wantPorts(p.cfg, p.hub.Engine().Manager, device, p.hub.Peers())
+}
+
+// wantPorts is nothing as long as the device with the node's address is not known: a
+// zone that was opened by guess stays open. It is asked for again.
+func wantPorts(cfg Config, manager bool, device string, peers []view.Peer) firewalld.Want {
+	if device == "" {
+		return firewalld.Want{}
+	}
+	want := firewalld.Want{Device: device, Ports: []firewalld.Port{
+		{Number: cfg.VXLANPort, Proto: "udp"}, {Number: cfg.GossipPort, Proto: "tcp"}, {Number: cfg.GossipPort, Proto: "udp"},
+	}}
+	if manager && !unused(cfg) {
+		want.Ports = append(want.Ports, firewalld.Port{Number: cfg.KeyPort, Proto: "tcp"})
+	}
+	for _, peer := range peers {
+		if a, err := netip.ParseAddr(peer.VTEP); err == nil {
+			want.Peers = append(want.Peers, a)
+		}
+	}
+	return want
+}
+
+// firewallState is what firewalld has for this node.
+func (p *parts) firewallState() string {
+	if p.firewall == nil {
+		return ""
+	}
+	state, _ := p.firewall.State() // what it refuses is among the problems
+	return state
 }
 
 // runDiag serves the diagnosis socket, under the plugin's name once it is known.
@@ -143,7 +188,7 @@ func (p *parts) abilities() []diag.Ability {
 	if err := p.tunnel.Load(); err != nil {
 		out = append(out, diag.Ability{Name: "ipip", Use: "lets tasks take packets in tunnels, for mode tun", Err: *err})
 	}
-	return append(out, diag.Ability{Name: "SOCK_DESTROY", Use: "ends silent connections, where a service asks for that", Err: p.noDestroy})
+	return append(out, diag.Ability{Name: "SOCK_DESTROY", Use: "ends connections that are silent, or of leaving tasks, where a service asks for that", Err: p.noDestroy})
 }
 
 // trouble lists what the parts have to report.
@@ -154,10 +199,10 @@ func (p *parts) trouble() []diag.Problem {
 			out = append(out, diag.Problem{What: what, Do: "use a kernel that has it; networks on this node do not work without"})
 		}
 	}
-	if _, err := p.idle.State(); err != nil {
+	if _, err := p.expiry.State(); err != nil {
 		out = append(out, diag.Problem{
-			What: "silent connections are not ended here: " + err.Error(),
-			Do:   "do what the text says, or remove the idle timeout of the services that run here",
+			What: "connections are not ended here: " + err.Error(),
+			Do:   "do what the text says, or remove the idle timeout and the drain time of the services that run here",
 		})
 	}
 	if p.monitor != nil {
@@ -168,18 +213,16 @@ func (p *parts) trouble() []diag.Problem {
 			})
 		}
 	}
+	if p.firewall != nil {
+		if _, err := p.firewall.State(); err != nil {
+			out = append(out, diag.Problem{
+				What: strings.ReplaceAll(err.Error(), "\n", "; "), // one for each port that was refused
+				Do:   "open the ports by hand, as docs/operations.md has it; or set FIREWALLD=off. It is tried again every half minute",
+			})
+		}
+	}
 	out = append(append(out, p.giver.problem()...), p.asker.problem()...)
-	st := p.store.Status()
-	for _, d := range st.Damage {
-		out = append(out, diag.Problem{
-			What: fmt.Sprintf("the state file was damaged (%s) and is kept as %s", d.Reason, d.File),
-			Do:   "the node was rebuilt from what the engine and its peers know; delete the kept file when you have looked at it",
-		})
-	}
-	if st.Trouble != nil {
-		out = append(out, diag.Problem{What: "state cannot be saved: " + st.Trouble.Error(), Do: "make room on the disk with docker's data directory; until then new networks and containers are refused"})
-	}
-	return out
+	return append(out, stateProblems(p.store.Status(), p.hostStateDir())...)
 }
 
 // pools is the use of the pools that this process decides on.

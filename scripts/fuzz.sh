@@ -1,11 +1,26 @@
 #!/bin/sh
-# Runs every fuzz target of the module for a time: fuzz.sh TIME, such as 10s.
-# Go takes one target of one package at a time.
+# Runs every fuzz target of the module for a time each: fuzz.sh TIME, such as 10s. It
+# goes on after one that fails, and names at the end those that did; what made them
+# fail is under testdata/fuzz beside them, where it is a test from then on.
+#
+# Go takes one target of one package at a time, so as many of those run side by side
+# as there are processors, with one worker each.
 set -eu
-time=$1
+export time="$1" GO="${GO:-go}"
+failed=$(mktemp)
+export failed
+trap 'rm -f "$failed"' EXIT
 grep -rlE --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
-	sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$file" | while read -r target; do
-		echo "== $(dirname "$file") $target"
-		${GO:-go} test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$(dirname "$file")" || exit 1
-	done || exit 1
-done
+	sed -nE "s,^func (Fuzz[A-Za-z0-9_]*)\(.*,$(dirname "$file") \1,p" "$file"
+done | xargs -P "$(nproc)" -n 2 sh -c '
+	if out=$($GO test -vet=off -run "^\$" -fuzz "^$2\$" -fuzztime "$time" -parallel 1 "$1" 2>&1); then
+		echo "ok	$1 $2"
+	else
+		printf "%s\nFAIL	%s %s\n" "$out" "$1" "$2"
+		echo "$1 $2" >> "$failed"
+	fi' fuzz
+if [ -s "$failed" ]; then
+	echo "fuzz targets that failed:"
+	sort "$failed"
+	exit 1
+fi

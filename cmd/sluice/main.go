@@ -33,6 +33,7 @@ var verbs = []verb{
 	{"services", "the services, their virtual IPs and backends", "", diag.PathServices, func() diag.Answer { return new(diag.Services) }},
 	{"service", "where the entry of one service is, by name or id: virtual IP, scheduler, backends, the kernel's counters", "NAME", diag.PathService, func() diag.Answer { return new(diag.Entry) }},
 	{"entry", "the published ports of this node and who has each; with --port N, the whole way of one: host, alias, network, tasks, and back", "", diag.PathEntry, func() diag.Answer { return new(diag.Ports) }},
+	{"ipam", "the addresses of the networks and who has each; leaks and doubles, on the swarm's leader", "", diag.PathIPAM, func() diag.Answer { return new(diag.IPAM) }},
 	{"config", "the plugin's settings", "", diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
 	{"diff", "what differs between plan and kernel, read back now", "", diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
 }

@@ -100,6 +100,7 @@ func TestEveryVerb(t *testing.T) {
 	plugin(t, ill, "sluice", node{unready: true, ops: []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}}}, diag.Problem{What: "no room", Do: "make room"})
 	says := map[string]string{
 		"status": "h1 (-), no swarm", "networks": "NETWORK  ID", "services": "SERVICE  NETWORK", "service": "shop (shopid)", "entry": "no service publishes a port",
+		"ipam":   "NETWORK  ADDRESS",
 		"config": "SCOPE    global  default", "diff": "no difference",
 	}
 	for _, v := range verbs {

@@ -191,6 +191,7 @@ func (l *lan) infrastructure(want kernel.State) {
 		Alias: AliasPrefix + string(l.ID),
 		MTU:   l.MTU,
 		MAC:   RouterMAC(l.Network),
+		Quiet: true, // or a container takes another's MAC by a frame that the guard does not see
 	}
 	if l.Gateway.IsValid() {
 		want[kernel.Addr{NS: l.ns, Dev: BridgeName, Prefix: netip.PrefixFrom(l.Gateway, l.Subnet.Bits())}] = kernel.AddrSpec{}

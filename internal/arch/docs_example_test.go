@@ -32,6 +32,14 @@ func packetPaths() map[string]func() string {
 			return fence(some.Text())
 		}
 	}
+	// balances is the part of a state that balances in a network's namespace.
+	balances := func(s kernel.State) func() string {
+		some := maps.Clone(s)
+		maps.DeleteFunc(some, func(k kernel.Key, _ kernel.Value) bool { return isGuard(k) })
+		return phases(some, kernel.PhaseVIP)
+	}
+	guard := maps.Clone(one)
+	maps.DeleteFunc(guard, func(k kernel.Key, _ kernel.Value) bool { return !isGuard(k) })
 	after := func(edit func(task string, t *model.Task)) func() string {
 		return func() string {
 			var b strings.Builder
@@ -88,8 +96,8 @@ func packetPaths() map[string]func() string {
 	byIPVS := publishes(service.IPVS)
 	maps.DeleteFunc(byIPVS, func(k kernel.Key, _ kernel.Value) bool { return balanced[k] != nil })
 	return map[string]func() string{
-		"ipvs-dr":         phases(asked(model.ServiceOptions{}), kernel.PhaseVIP),
-		"ipvs-nat":        phases(asked(model.ServiceOptions{Mode: service.NAT, Ports: "81:80/tcp"}), kernel.PhaseVIP),
+		"ipvs-dr":         balances(asked(model.ServiceOptions{})),
+		"ipvs-nat":        balances(asked(model.ServiceOptions{Mode: service.NAT, Ports: "81:80/tcp"})),
 		"ipvs-tun":        phases(asked(model.ServiceOptions{Mode: service.TUN, Ports: "81:80/tcp"}), kernel.PhaseTask),
 		"mesh-host":       of(balanced, ""),
 		"mesh-network":    of(balanced, "sluice"),
@@ -100,7 +108,8 @@ func packetPaths() map[string]func() string {
 		"node1-addresses": phases(one, kernel.PhaseAddr),
 		"node1-peers":     phases(one, kernel.PhaseNeigh),
 		"node1-filter":    phases(one, kernel.PhaseFilter),
-		"node1-balancer":  phases(one, kernel.PhaseVIP),
+		"node1-balancer":  balances(one),
+		"node1-guard":     phases(guard, kernel.PhaseVIP),
 		"node1-tasks":     phases(one, kernel.PhaseTask),
 		"node2-peers":     phases(two, kernel.PhaseNeigh),
 		"node2-tasks":     phases(two, kernel.PhaseTask),
@@ -111,6 +120,15 @@ func packetPaths() map[string]func() string {
 			t.Ready = false
 		}),
 	}
+}
+
+// isGuard reports whether an object is of the source guard.
+func isGuard(k kernel.Key) bool {
+	switch k.(type) {
+	case kernel.GuardTable, kernel.GuardPort, kernel.GuardAddr:
+		return true
+	}
+	return false
 }
 
 // healthy is what `sluice status` answers on a worker without problems.
@@ -130,6 +148,30 @@ func healthy() diag.Status {
 			{Method: "NetworkDriver.CreateEndpoint", Calls: 2, Longest: 12 * time.Millisecond},
 			{Method: "NetworkDriver.Join", Calls: 2, Longest: 41 * time.Millisecond},
 		},
+	}
+}
+
+// leaking is what `sluice ipam` answers on the leader when nobody has 10.255.0.5.
+func leaking() diag.IPAM {
+	at := func(last, state, owner, node string) diag.IPAMAddress {
+		return diag.IPAMAddress{Address: "10.255.0." + last, State: state, Owner: owner, Node: node}
+	}
+	lost := at("5", "leaked", "", "")
+	lost.Since = time.Now().Add(-4 * time.Minute)
+	return diag.IPAM{
+		Source: diag.IPAMLeases,
+		Pools: []diag.IPAMPool{{
+			Network: "shop", Pool: "sluice-global/10.255.0.0/20", Subnet: "10.255.0.0/20", Gateway: "10.255.0.1", Nodes: "10.255.15.0/24",
+			Used: 5, Free: 3833, Kept: 256, Leaked: 1,
+			Addresses: []diag.IPAMAddress{
+				at("1", "used", "gateway", ""), at("2", "used", "VIP of web", ""), at("3", "used", "task web.1", "h1"),
+				at("4", "used", "task web.2", "h2"), lost, at("6", "used", "container 4f1e0a8c2b7d", "h3"),
+			},
+		}},
+		Problems: []diag.Problem{{
+			What: "addresses of network shop are leased and nobody has them: 10.255.0.5",
+			Do:   "nothing: they are freed when nobody has had them for 15m0s (sluice ipam)",
+		}},
 	}
 }
 
@@ -165,6 +207,10 @@ func entered() diag.Entry {
 	dest := func(addr string, weight int, connections uint64, open int) diag.EntryDest {
 		return diag.EntryDest{Addr: addr + ":0", Method: "dr", Weight: weight, Traffic: counted(connections, open)}
 	}
+	datagrams := func(s diag.EntryIPVS) diag.EntryIPVS {
+		s.Proto = "udp"
+		return s
+	}
 	total := counted(30, 0)
 	return diag.Entry{Name: "web", ID: "k2l9w0", Networks: []diag.EntryNetwork{{
 		Network: "shop", ID: "shopnet0000000000", Netns: "sluice-shopnet00000", VIP: "10.255.0.2", Mode: "dr",
@@ -173,6 +219,8 @@ func entered() diag.Entry {
 		IPVS: []diag.EntryIPVS{
 			service(275017261, "", 28, dest("10.255.0.3", 1, 10, 1), dest("10.255.0.4", 1, 10, 0), dest("10.255.0.6", 0, 8, 0)),
 			service(1402988241, "10.255.0.3", 2, dest("10.255.0.4", 1, 1, 0), dest("10.255.0.6", 0, 1, 0)),
+			datagrams(service(691472908, "", 0, dest("10.255.0.3", 1, 0, 0), dest("10.255.0.4", 1, 0, 0))),
+			datagrams(service(1120385617, "10.255.0.3", 0, dest("10.255.0.4", 1, 0, 0))),
 		},
 		Compare: "nsenter --net=/run/netns/sluice-shopnet00000 ipvsadm -Ln --stats",
 	}}}

@@ -85,6 +85,7 @@ func generators(t *testing.T) map[string]func() string {
 		"service-example":  func() string { return fence(entered().Text()) },
 		"entry-example":    func() string { return fence(led(t, "81").Text()) },
 		"ports-example":    func() string { return fence(led(t, "").Text()) },
+		"ipam-example":     func() string { return fence(leaking().Text()) },
 	}
 	maps.Copy(out, packetPaths())
 	return out
@@ -268,6 +269,7 @@ var why = map[string]string{
 	"github.com/hashicorp/memberlist":      "who is there, encrypted packets and streams between nodes; the engine's own gossip is built on it too",
 	"github.com/docker/docker":             "client of the engine's API, with version negotiation",
 	"go.etcd.io/bbolt":                     "one file, one writer, crash-safe transactions",
+	"github.com/godbus/dbus/v5":            "speaks D-Bus to firewalld; pure Go, no dependencies, what systemd's own library and the engine use",
 	"github.com/VictoriaMetrics/metrics":   "the text format of Prometheus, and nothing else: 5,000 lines and no goroutine of its own, where client_golang brings protobuf and a registry that lives as long as the process",
 }
 

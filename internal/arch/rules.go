@@ -40,6 +40,7 @@ var layers = []struct {
 	{"driver/overlay", L1},
 	{"lb/service", L1},
 	{"lb/ingress", L1},
+	{"lb/guard", L1},
 	{"ipam/pool", L1},
 
 	{"internal/linux/...", L2},
@@ -47,6 +48,7 @@ var layers = []struct {
 	{"internal/dockerapi", L2},
 	{"internal/keyshare", L2},
 	{"internal/store", L2},
+	{"internal/firewalld", L2},
 
 	{"driver", L3},
 	{"ipam", L3},
@@ -55,7 +57,7 @@ var layers = []struct {
 	{"internal/keyring", L3},
 	{"internal/diag", L3},
 	{"internal/monitor", L3},
-	{"lb/idle", L3},
+	{"lb/expiry", L3},
 	{"lb/publish", L3},
 
 	{"plugin", L4},
@@ -63,6 +65,7 @@ var layers = []struct {
 
 	{"internal/arch", T},
 	{"internal/golden", T},
+	{"internal/gossip/memnet", T},
 	{"internal/kernel/kerneltest", T},
 	{"internal/netnstest", T},
 	{"test/...", T},
@@ -94,6 +97,7 @@ var homes = []struct{ library, home string }{
 	{"github.com/docker/docker", "internal/dockerapi"},
 	{"go.etcd.io/bbolt", "internal/store"},
 	{"github.com/VictoriaMetrics/metrics", "internal/monitor"},
+	{"github.com/godbus/dbus/v5", "internal/firewalld"},
 }
 
 // impure lists standard packages, with all below them, that a pure package must

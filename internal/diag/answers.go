@@ -2,6 +2,9 @@ package diag
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -45,13 +48,26 @@ type Status struct {
 	Services  int `json:"services"`
 
 	Published Published `json:"published"`
+	Guard     Guard     `json:"guard"`
 
-	Gossip Gossip    `json:"gossip"`
-	Loop   LoopState `json:"loop"`
-	Calls  []Call    `json:"calls"`         // by method, those that came
-	Memory uint64    `json:"residentBytes"` // of the plugin process
+	// Addresses are those of the pools that this node decides on.
+	Addresses []AddressUse `json:"addresses"`
+
+	Firewall string    `json:"firewall,omitempty"` // what a firewall manager has for this node
+	Gossip   Gossip    `json:"gossip"`
+	Loop     LoopState `json:"loop"`
+	Calls    []Call    `json:"calls"` // by method, those that came
+	State    StateFile `json:"stateFile"`
+	Memory   uint64    `json:"residentBytes"` // of the plugin process
 
 	Problems []Problem `json:"problems"`
+}
+
+// StateFile is how the file is that keeps a node's records.
+type StateFile struct {
+	Saved   bool      `json:"saved"`          // what is in memory is on disk
+	Since   time.Time `json:"since,omitzero"` // since when it is not
+	Damaged int       `json:"damagesFound"`   // files and records that were not believed, since the start
 }
 
 // Published counts the ports that services publish on a node.
@@ -64,6 +80,15 @@ type Published struct {
 	// Drained: the swarm has the node paused or drained. Its ports go on being
 	// served, but health checks say no.
 	Drained bool `json:"drained"`
+}
+
+// AddressUse is the use of one pool.
+type AddressUse struct {
+	Network string `json:"network,omitempty"` // empty: none has taken it yet
+	Subnet  string `json:"subnet"`
+	Used    int    `json:"used"` // leased, and not leaked
+	Free    int    `json:"free"`
+	Leaked  int    `json:"leaked"` // leased, and nobody's
 }
 
 // KernelAbility is something that the node's kernel may lack.
@@ -110,9 +135,12 @@ type LoopState struct {
 	Rounds    uint64        `json:"rounds"`
 	Changes   uint64        `json:"changes"`
 	Failures  uint64        `json:"failures"`
-	Drift     uint64        `json:"drift"` // changes mended that nobody asked for
+	Drift     uint64        `json:"drift"` // objects mended that others had changed
 	LastRound time.Duration `json:"lastRoundNs"`
 	ReadBack  time.Time     `json:"readBack"` // when the kernel was last read
+	// DriftByKind is Drift by kind of object: link, fdb, neighbour, route, address,
+	// nftables, iptables, ipvs, sysctl, netns.
+	DriftByKind map[string]uint64 `json:"driftByKind,omitempty"`
 }
 
 // Found implements Answer.
@@ -147,12 +175,18 @@ func (s Status) Text() string {
 	if p := s.Published; p != (Published{}) {
 		row("published", "%s", p.text())
 	}
-	row("kernel", "%d changes made, %d refused, drift mended %d, read back %s", s.Loop.Changes, s.Loop.Failures, s.Loop.Drift, ago(s.Loop.ReadBack))
+	if s.Guard.Dropped > 0 {
+		row("guard", "%s", s.Guard.text())
+	}
+	row("kernel", "%d changes made, %d refused, drift mended %s, read back %s", s.Loop.Changes, s.Loop.Failures, s.Loop.drift(), ago(s.Loop.ReadBack))
 	if len(s.Calls) > 0 {
 		row("calls", "%s", calls(s.Calls))
 	}
 	if s.Scope == "global" {
 		row("gossip", "%s", s.Gossip.State)
+	}
+	if s.Firewall != "" {
+		row("firewall", "%s", s.Firewall)
 	}
 	t.Flush()
 	if len(s.Gossip.Peers) > 0 {
@@ -166,6 +200,21 @@ func (s Status) Text() string {
 	}
 	problems(&b, s.Problems)
 	return b.String()
+}
+
+// drift is the count, with its parts if there are any.
+func (l LoopState) drift() string {
+	text := strconv.FormatUint(l.Drift, 10)
+	var parts []string
+	for _, kind := range slices.Sorted(maps.Keys(l.DriftByKind)) {
+		if n := l.DriftByKind[kind]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", kind, n))
+		}
+	}
+	if len(parts) > 0 {
+		text += " (" + strings.Join(parts, ", ") + ")"
+	}
+	return text
 }
 
 // text is one line about published ports.

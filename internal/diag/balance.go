@@ -95,8 +95,10 @@ func byIPVS(ns string, ways []service.Way, at []service.Backend, want kernel.Sta
 		if w.Client.IsValid() {
 			svc.Client = w.Client.String()
 		}
-		if w.Port != (model.PortMap{}) {
+		if w.Port.From != 0 {
 			svc.Port = fmt.Sprintf("%d/%s", w.Port.From, w.Port.Proto)
+		} else {
+			svc.Proto = string(w.Port.Proto)
 		}
 		out.counts = append(out.counts, key)
 		for _, k := range dests[w.Mark] {

@@ -37,8 +37,10 @@ type EntryNetwork struct {
 	Upper       int  `json:"upperConnections,omitempty"`
 	Lower       int  `json:"lowerConnections,omitempty"`
 	Idle        int  `json:"idleSeconds,omitempty"`
-	// Ended is how many connections were silent for Idle, to tasks on this node,
-	// since the plugin started.
+	Drain       int  `json:"drainSeconds,omitempty"`
+	SlowStart   int  `json:"slowStartSeconds,omitempty"`
+	// Ended is how many connections to tasks on this node were silent for Idle, or
+	// open when a task had left for Drain, since the plugin started.
 	Ended uint64 `json:"idleEnded,omitempty"`
 
 	// Traffic is that of the VIP: of all its IPVS services, or of nftables, which
@@ -70,6 +72,7 @@ type EntryIPVS struct {
 	Unmarked     bool        `json:"unmarked,omitempty"` // no packet gets the mark: open connections go on, nobody takes new ones
 	Client       string      `json:"client,omitempty"`   // the backend of this node that it is for; empty: all others
 	Port         string      `json:"port,omitempty"`     // like 80/tcp; empty: all
+	Proto        string      `json:"proto,omitempty"`    // of all ports; empty: all that have no service of their own
 	Scheduler    string      `json:"scheduler"`
 	Flags        string      `json:"flags,omitempty"`
 	Traffic      *Traffic    `json:"traffic,omitempty"` // absent: not read, or not in the kernel
@@ -220,7 +223,16 @@ func (n *EntryNetwork) options() []string {
 		out = append(out, limit)
 	}
 	if n.Idle > 0 {
-		out = append(out, fmt.Sprintf("connections that are silent for %d s are ended, %d so far to tasks on this node", n.Idle, n.Ended))
+		out = append(out, fmt.Sprintf("connections that are silent for %d s are ended", n.Idle))
+	}
+	if n.Drain > 0 {
+		out = append(out, fmt.Sprintf("connections of a task are ended when it has been leaving for %d s", n.Drain))
+	}
+	if n.SlowStart > 0 {
+		out = append(out, fmt.Sprintf("a task gets up to its share over %d s", n.SlowStart))
+	}
+	if n.Idle > 0 || n.Drain > 0 {
+		out = append(out, fmt.Sprintf("connections ended so far to tasks on this node: %d", n.Ended))
 	}
 	return out
 }
@@ -238,6 +250,9 @@ func (s *EntryIPVS) clients() string {
 	}
 	if s.Port != "" {
 		who += " port " + s.Port
+	}
+	if s.Proto != "" {
+		who += ", " + s.Proto
 	}
 	return who
 }

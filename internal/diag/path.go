@@ -20,6 +20,8 @@ import (
 // which is 81 or 81/udp, chooses one, and has the whole way of its connections
 // told; empty is all. The error says what is wrong with asked, or what there is.
 func (s *Server) Ports(ctx context.Context, asked string) (Ports, error) {
+	ctx, cancel := context.WithTimeout(ctx, trafficTime)
+	defer cancel()
 	d := s.doors()
 	if asked == "" {
 		out := Ports{Ports: d.ports(func(ingress.Port) bool { return true })}
@@ -202,7 +204,7 @@ func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Vir
 	}
 	add(end+" = "+overlay.MeshName, "leads into "+network+", to "+overlay.BridgeName,
 		kernel.Link{NS: ns, Name: overlay.MeshName, Kind: kernel.Veth}, kernel.Addr{Dev: end, Prefix: netip.PrefixFrom(entry.Addr, 32)})
-	add(d.balances(network, alias, n, b, want))
+	add(d.balances(network, alias, p.Proto, n, b, want))
 
 	// There.
 	for _, e := range x.Backends {
@@ -235,7 +237,7 @@ func (d *doors) hops(p ingress.Port, port uint16, n model.Network, x service.Vir
 }
 
 // balances is the hop that chooses a task.
-func (d *doors) balances(network string, alias netip.Addr, n model.Network, b balancer, want kernel.State) (at, does string, keys kernel.Key) {
+func (d *doors) balances(network string, alias netip.Addr, proto model.Proto, n model.Network, b balancer, want kernel.State) (at, does string, keys kernel.Key) {
 	ns := overlay.NetnsName(n)
 	if !b.taken {
 		k := kernel.Route{NS: ns, Dev: overlay.BridgeName, Prefix: blockOf(d.v.Self, d.entry[n.ID])}
@@ -244,7 +246,7 @@ func (d *doors) balances(network string, alias netip.Addr, n model.Network, b ba
 	if spec, ok := want[kernel.VIP{NS: ns, IP: alias}].(kernel.VIPSpec); ok {
 		return network + ", table bridge sluice", fmt.Sprintf("chooses a task for %s: %s", alias, spec), kernel.VIP{NS: ns, IP: alias}
 	}
-	mark := kernel.Mark{NS: ns, VIP: alias}
+	mark := markOf(want, ns, alias, proto)
 	spec, _ := want[mark].(kernel.MarkSpec)
 	return network + ", ip_vs", fmt.Sprintf("firewall mark %d for %s chooses a task", int32(spec.Mark), alias), mark
 }

@@ -161,7 +161,7 @@ func (d *doors) judge(p ingress.Port) (state, why string) {
 	}
 	x := d.at[at]
 	switch {
-	case d.leads(overlay.NetnsName(n), d.alias[at], x):
+	case d.leads(overlay.NetnsName(n), d.alias[at], p.Proto, x):
 		meshed := 0
 		for _, b := range x.Backends {
 			if b.Meshed {
@@ -237,25 +237,31 @@ func leadsTo(s kernel.State, run ingress.Port, port uint16) (alias netip.Addr, t
 	return netip.Addr{}, 0, false
 }
 
-// leads reports whether the kernel gives new connections at an alias to anybody.
-func (d *doors) leads(ns string, alias netip.Addr, x service.Virtual) bool {
+// leads reports whether the kernel gives new connections of a protocol at an alias to
+// anybody.
+func (d *doors) leads(ns string, alias netip.Addr, proto model.Proto, x service.Virtual) bool {
 	if spec, ok := d.last.Have[kernel.VIP{NS: ns, IP: alias}].(kernel.VIPSpec); ok {
 		return spec.Slots > 0
 	}
-	mark, ok := d.last.Have[kernel.Mark{NS: ns, VIP: alias}].(kernel.MarkSpec)
+	mark, ok := d.last.Have[markOf(d.last.Have, ns, alias, proto)].(kernel.MarkSpec)
 	return ok && slices.ContainsFunc(x.Backends, func(b service.Backend) bool {
 		spec, there := d.last.Have[kernel.IPVSDest{NS: ns, Mark: mark.Mark, IP: b.Addr}].(kernel.IPVSDestSpec)
 		return there && spec.Weight > 0
 	})
 }
 
+// markOf is which mark of a state packets of a protocol to an alias get.
+func markOf(s kernel.State, ns string, alias netip.Addr, proto model.Proto) kernel.Mark {
+	own := kernel.Mark{NS: ns, VIP: alias, Proto: proto}
+	if s[own] != nil {
+		return own
+	}
+	return kernel.Mark{NS: ns, VIP: alias}
+}
+
 // blockOf is the addresses that an entry of this node has for services.
 func blockOf(self model.Self, e model.Entry) netip.Prefix {
-	pool := self.MeshPool
-	if !pool.IsValid() {
-		pool = ingress.DefaultPool()
-	}
-	return ingress.Block(pool, e.Number)
+	return ingress.Block(ingress.PoolOf(self), e.Number)
 }
 
 // wayIn are the kernel's objects that lead from the host to a network's bridge,
@@ -363,7 +369,10 @@ func (d *doors) service(ctx context.Context, s *Server, x service.Virtual, p pla
 	out.Published = d.ports(func(p ingress.Port) bool { return p.Service == x.Service && p.Network == x.Network })
 	if alias := d.alias[site{x.Service, x.Network}]; alias.IsValid() {
 		out.Alias = alias.String()
-		if traffic, err := s.traffic(ctx, out.Netns); err == nil {
+		traffic, err := s.traffic(ctx, out.Netns)
+		if err != nil {
+			out.Uncounted = err.Error()
+		} else {
 			ends := make([]EntryBackend, len(x.Backends)) // the table's are of the VIP
 			out.AliasTraffic = balance(out.Datapath, out.Netns, "alias", alias, x, p, traffic, ends).traffic
 		}

@@ -16,6 +16,7 @@ import (
 	"sluice/internal/options"
 	"sluice/internal/reconcile"
 	"sluice/internal/view"
+	"sluice/ipam/pool"
 	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
@@ -51,7 +52,7 @@ type Ability struct {
 }
 
 // Config is what a Server is made of. The functions answer from memory, but for
-// Traffic.
+// Traffic and Dropped.
 type Config struct {
 	Version string
 	Scope   string // global or local
@@ -66,9 +67,13 @@ type Config struct {
 	Abilities func() []Ability
 	// Traffic reads what the kernel has counted in a network's namespace, by
 	// object: IPVSService, IPVSDest, and VIP, where only connections are known. Nil
-	// if the plugin does not.
+	// if the plugin does not. Of a kernel that hangs, neither it nor Dropped is waited
+	// for; the answer says what is missing.
 	Traffic func(ctx context.Context, ns string) (map[kernel.Key]kernel.Traffic, error)
-	// Ended counts the silent connections that were ended on this node, by service.
+	// Dropped reads how many frames of containers the source guard of a network has
+	// dropped, by the name of its namespace. Nil if the plugin does not.
+	Dropped func(ns string) (uint64, error)
+	// Ended counts the connections that were ended on this node, by service.
 	Ended func() map[model.ServiceID]uint64
 	// Calls counts the engine's calls since the start, by method.
 	Calls func() []Call
@@ -76,11 +81,18 @@ type Config struct {
 	Gossip func() (running bool, state string)
 	// Pools is the use of the pools this node decides on.
 	Pools func() map[model.NetworkID]Pool
+	// Leases are those pools with the addresses in use.
+	Leases func() []pool.Listing
 	// Refusals lists what the IPAM side of this node has refused lately.
 	Refusals func() []Problem
 	// Trouble lists what parts of the process have to report: a damaged state
 	// file, a missing feature of the kernel, a bad setting.
 	Trouble func() []Problem
+	// Firewall says what the host's firewall manager has for this node; empty: nobody
+	// has looked. Nil: nobody looks.
+	Firewall func() string
+	// State is how the state file is. Nil: the plugin keeps none.
+	State func() StateFile
 	// Memory is the resident size of this process in bytes.
 	Memory func() uint64
 	Log    *slog.Logger
@@ -92,6 +104,8 @@ type Server struct {
 	mux http.ServeMux
 
 	ports judged
+
+	drops, counts chan struct{} // see within: held while the kernel is asked for Dropped and Traffic
 }
 
 // Paths of the questions.
@@ -101,6 +115,7 @@ const (
 	PathServices = "/v1/services"
 	PathService  = "/v1/service" // ?name=, a name or id, and perhaps &network=
 	PathEntry    = "/v1/entry"   // perhaps ?port=, like 81 or 81/udp
+	PathIPAM     = "/v1/ipam"
 	PathDiff     = "/v1/diff"
 	PathConfig   = "/v1/config"
 )
@@ -115,7 +130,7 @@ const inspectTime = 10 * time.Second
 
 // NewServer makes a Server.
 func NewServer(cfg Config) *Server {
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, drops: make(chan struct{}, 1), counts: make(chan struct{}, 1)}
 	handle := func(path string, f func(*http.Request) (Answer, error)) {
 		s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			a, err := f(r)
@@ -135,6 +150,7 @@ func NewServer(cfg Config) *Server {
 	answer(PathStatus, func(context.Context) Answer { return s.Status() })
 	answer(PathNetworks, func(context.Context) Answer { return s.Networks() })
 	answer(PathServices, func(context.Context) Answer { return s.Services() })
+	answer(PathIPAM, func(context.Context) Answer { return s.IPAM() })
 	answer(PathConfig, func(context.Context) Answer { return Settings{Settings: cfg.Settings} })
 	answer(PathDiff, func(ctx context.Context) Answer { return s.Diff(ctx) })
 	handle(PathService, func(r *http.Request) (Answer, error) {
@@ -156,7 +172,11 @@ func (s *Server) Status() Status {
 		Node: string(v.Self.Node), Host: e.HostName, Role: role(e),
 		Port: v.Self.VXLANPort, Networks: len(v.Networks), Endpoints: len(v.Endpoints),
 		Services: len(service.Virtuals(v)), Memory: s.cfg.Memory(),
-		Loop: loopState(stats), Calls: append([]Call{}, s.cfg.Calls()...), Kernel: []KernelAbility{}, Problems: []Problem{},
+		Loop: loopState(stats), Calls: append([]Call{}, s.cfg.Calls()...), Kernel: []KernelAbility{}, Addresses: []AddressUse{}, Problems: []Problem{},
+	}
+	out.State = StateFile{Saved: true}
+	if s.cfg.State != nil {
+		out.State = s.cfg.State()
 	}
 	for _, n := range v.Networks {
 		if n.Transit {
@@ -177,6 +197,9 @@ func (s *Server) Status() Status {
 		out.VTEP = v.Self.VTEP.String()
 	}
 	out.Datapath, out.Why = s.cfg.Datapath()
+	if s.cfg.Firewall != nil {
+		out.Firewall = s.cfg.Firewall()
+	}
 	running, state := s.cfg.Gossip()
 	out.Gossip = Gossip{State: state, Peers: []Peer{}}
 	if s.cfg.Scope == "global" && e.SwarmValid && e.Active {
@@ -196,11 +219,28 @@ func (s *Server) Status() Status {
 	if stats.DumpError != "" {
 		out.Problems = append(out.Problems, Problem{What: "the kernel cannot be read: " + stats.DumpError, Do: "nothing is changed until it can; the data path goes on as it is"})
 	}
+	for _, f := range stats.Fights {
+		out.Problems = append(out.Problems, Problem{
+			What: fmt.Sprintf("%s is changed again and again by somebody: %d times in the last %d minutes, last seen by %s", f.What, f.Times, minutes(time.Since(f.Since)), f.Cause),
+			Do:   "find the program and have it leave sluice's objects alone; each time they are missing until they are mended",
+		})
+	}
 	out.Problems = append(out.Problems, s.cfg.Trouble()...)
+	guard, unread := s.guard(v)
+	out.Guard, out.Problems = guard, append(out.Problems, unread...)
 	d := s.doors()
 	ports := d.ports(func(ingress.Port) bool { return true })
 	out.Published = published(ports, s.cfg.Sockets.Missed(), d.drained())
 	out.Problems = append(out.Problems, d.problems(s, ports)...)
+	if s.ipamSource(e) == IPAMLeases {
+		a := s.IPAM()
+		out.Problems = append(out.Problems, a.Problems...)
+		for _, p := range a.Pools {
+			if p.Pool != "" {
+				out.Addresses = append(out.Addresses, AddressUse{Network: p.Network, Subnet: p.Subnet, Used: p.Used, Free: p.Free, Leaked: p.Leaked})
+			}
+		}
+	}
 	out.Problems = append(out.Problems, failures(s.cfg.Loop.Last(), "", func(kernel.Key) bool { return true })...)
 	return out
 }
@@ -227,9 +267,12 @@ func contact(v model.View, e model.EngineSnapshot, running bool, state string) [
 	return nil
 }
 
+// minutes are those begun.
+func minutes(d time.Duration) int { return int(d/time.Minute) + 1 }
+
 // loopState converts the loop's counters.
 func loopState(st reconcile.Stats) LoopState {
-	return LoopState{Rounds: st.Rounds, Changes: st.Ops, Failures: st.Failures, Drift: st.Drift, LastRound: st.LastRound, ReadBack: st.LastDump}
+	return LoopState{Rounds: st.Rounds, Changes: st.Ops, Failures: st.Failures, Drift: st.Drift, LastRound: st.LastRound, ReadBack: st.LastDump, DriftByKind: st.Drifts}
 }
 
 func role(e model.EngineSnapshot) string {

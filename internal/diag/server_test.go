@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"sluice/driver/overlay"
 	"sluice/internal/diag"
 	"sluice/internal/golden"
 	"sluice/internal/kernel"
@@ -22,6 +25,7 @@ import (
 	"sluice/internal/options"
 	"sluice/internal/reconcile"
 	"sluice/internal/view"
+	"sluice/ipam/pool"
 )
 
 // world is what a server is asked about.
@@ -104,6 +108,8 @@ func worker() *world {
 				}
 			},
 			Pools:    func() map[model.NetworkID]diag.Pool { return nil },
+			Leases:   func() []pool.Listing { return nil },
+			Dropped:  func(string) (uint64, error) { return 0, nil },
 			Refusals: func() []diag.Problem { return nil },
 			Trouble:  func() []diag.Problem { return nil },
 			Memory:   func() uint64 { return 27 << 20 },
@@ -126,10 +132,10 @@ func worker() *world {
 		engine: model.EngineSnapshot{
 			Alias: "sluice:latest", HostName: "h1", Version: "28.5.2",
 			SwarmValid: true, Active: true, Node: "node1", NodeAddr: addr("192.0.2.1"), NetworksValid: true,
-			Networks: map[model.NetworkID]model.EngineNetwork{web: {ID: web, Name: "web", Swarm: true, Options: opts}},
+			Networks: map[model.NetworkID]model.EngineNetwork{web: {ID: web, Name: "web", Swarm: true, IPAM: "sluice:latest", Options: opts}},
 		},
 		peers:  []view.Peer{{Node: "node2", Name: "h2", VTEP: "192.0.2.2", Present: true, Endpoints: 1}},
-		stats:  reconcile.Stats{Rounds: 40, Ops: 52, Drift: 1, Failures: 2},
+		stats:  reconcile.Stats{Rounds: 40, Ops: 52, Drift: 1, Failures: 2, Drifts: map[string]uint64{"link": 1, "fdb": 0}},
 		up:     true,
 		gossip: "running on 192.0.2.1:7947",
 	}
@@ -141,11 +147,11 @@ func leader() *world {
 	w.engine.Manager, w.engine.Leader = true, true
 	w.engine.Unallocated = map[model.NetworkID]string{never: "never"}
 	w.engine.Networks[far] = model.EngineNetwork{
-		ID: far, Name: "far", Swarm: true, Subnet: netip.MustParsePrefix("10.254.0.0/20"), Gateway: addr("10.254.0.1"),
+		ID: far, Name: "far", Swarm: true, IPAM: "sluice:latest", Subnet: netip.MustParsePrefix("10.254.0.0/20"), Gateway: addr("10.254.0.1"),
 		Options: map[string]string{options.SecretKey: secret},
 	}
 	w.engine.Networks[no] = model.EngineNetwork{
-		ID: no, Name: "no", Swarm: true, Options: map[string]string{options.Refused: "VNI 7 belongs to network web", options.SecretKey: secret},
+		ID: no, Name: "no", Swarm: true, IPAM: "sluice:latest", Options: map[string]string{options.Refused: "VNI 7 belongs to network web", options.SecretKey: secret},
 	}
 	w.cfg.Pools = func() map[model.NetworkID]diag.Pool {
 		return map[model.NetworkID]diag.Pool{web: {Used: 4, Size: 3838}, far: {Used: 1, Size: 3838}}
@@ -178,6 +184,7 @@ var questions = []struct {
 	{diag.PathServices, func() diag.Answer { return new(diag.Services) }},
 	{pathShop, func() diag.Answer { return new(diag.Entry) }},
 	{diag.PathEntry, func() diag.Answer { return new(diag.Ports) }},
+	{diag.PathIPAM, func() diag.Answer { return new(diag.IPAM) }},
 	{diag.PathDiff, func() diag.Answer { return new(diag.Diff) }},
 	{diag.PathConfig, func() diag.Answer { return new(diag.Settings) }},
 }
@@ -219,6 +226,7 @@ func trouble() *world {
 	w := leader()
 	w.peers = append(w.peers, view.Peer{Node: "node3"})
 	w.stats.DumpError = "netlink: interrupted"
+	w.cfg.Firewall = func() string { return "firewalld: runs; 4799/udp open in zone public" }
 	w.cfg.Trouble = func() []diag.Problem {
 		return []diag.Problem{{What: "state cannot be saved: no space left", Do: "make room"}}
 	}
@@ -308,6 +316,31 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// TestWhatTheGuardsDropIsTold: of each network, and in the text if there is any.
+func TestWhatTheGuardsDropIsTold(t *testing.T) {
+	w := worker()
+	w.view.Networks[far] = model.Network{ID: far, Name: "far"}
+	var st diag.Status
+	if w.ask(t, diag.PathStatus, &st); strings.Contains(st.Text(), "guard") {
+		t.Errorf("nothing is dropped:\n%s", st.Text())
+	}
+	w.cfg.Dropped = func(ns string) (uint64, error) {
+		return map[string]uint64{overlay.NetnsName(w.view.Networks[web]): 7}[ns], nil
+	}
+	st = diag.Status{}
+	w.ask(t, diag.PathStatus, &st)
+	want := diag.Guard{Dropped: 7, Networks: []diag.Dropped{{Network: "far", ID: string(far)}, {Network: "web", ID: string(web), Frames: 7}}}
+	if diff := cmp.Diff(want, st.Guard); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if line := "guard         7 frames of containers dropped that were not theirs to send: 7 on web\n"; !strings.Contains(st.Text(), line) {
+		t.Errorf("no line %q:\n%s", line, st.Text())
+	}
+	if len(st.Problems) > 0 {
+		t.Errorf("what was dropped is no problem of this node: %v", st.Problems)
+	}
+}
+
 // TestProblems: what is wrong is named, with what to do, and nothing else is.
 func TestProblems(t *testing.T) {
 	for _, c := range []struct {
@@ -327,7 +360,16 @@ func TestProblems(t *testing.T) {
 		{"gossip is never needed", diag.PathStatus, func(w *world) { w.cfg.Scope, w.up = "local", false }, nil},
 		{"no address yet", diag.PathStatus, func(w *world) { w.view.Self.VTEP = netip.Addr{} }, [][2]string{{"data-path address is not known", "docker info"}}},
 		{"an IPv6 swarm", diag.PathStatus, func(w *world) { w.view.Self.VTEP, w.engine.NodeAddr = netip.Addr{}, addr("fd00::1") }, [][2]string{{"fd00::1, is not IPv4", "--data-path-addr"}}},
+		{"somebody fights", diag.PathStatus, func(w *world) {
+			w.stats.Fights = []reconcile.Fight{{What: "nftables of the host", Times: 40, Since: time.Now().Add(-150 * time.Second), Cause: "notice: table ip sluice-mesh in host, by nft (process 7)"}}
+		}, [][2]string{{"nftables of the host is changed again and again by somebody: 40 times in the last 3 minutes, last seen by notice: table ip sluice-mesh in host, by nft (process 7)", "find the program"}}},
 		{"the kernel is not readable", diag.PathStatus, func(w *world) { w.stats.DumpError = "interrupted" }, [][2]string{{"cannot be read: interrupted", "nothing is changed"}}},
+		{"the guard's counters are not readable", diag.PathStatus, func(w *world) {
+			w.cfg.Dropped = func(string) (uint64, error) { return 0, errors.New("interrupted") }
+		}, [][2]string{{"network web: interrupted", "sluice diff"}}},
+		{"the guard is not there yet", diag.PathStatus, func(w *world) {
+			w.cfg.Dropped = func(string) (uint64, error) { return 0, kernel.ErrNotExist }
+		}, nil},
 		{"a difference", diag.PathDiff, func(w *world) { w.ops = []kernel.Op{{Key: kernel.Netns{Name: "x"}, Want: kernel.NetnsSpec{}}} }, [][2]string{{"1 differences", "sluice status"}}},
 		{"no difference known", diag.PathDiff, func(w *world) { w.unread = errors.New("interrupted") }, [][2]string{{"not known: interrupted", "nothing is changed"}}},
 		{"no task is ready", diag.PathServices, func(w *world) {

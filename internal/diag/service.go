@@ -15,13 +15,16 @@ import (
 	"sluice/lb/service"
 )
 
-// trafficTime bounds the reading of the kernel's counters of one namespace.
+// trafficTime bounds the reading of the kernel's counters for one answer, of however
+// many namespaces. Who asks waits three times as long.
 const trafficTime = 5 * time.Second
 
 // Service answers where the entry of a service is on this node. name is its
 // name, its id or the beginning of its id; network, a name or id, chooses one of
 // its networks, empty means all. The error says which there are.
 func (s *Server) Service(ctx context.Context, name, network string) (Entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, trafficTime)
+	defer cancel()
 	v := s.cfg.Hub.View()
 	all := service.Virtuals(v)
 	xs, err := find(v, all, name)
@@ -114,7 +117,7 @@ func (s *Server) entry(ctx context.Context, v model.View, x service.Virtual, p p
 	out := EntryNetwork{
 		Network: orElse(net.Name, x.Network.Short()), ID: string(x.Network), Netns: overlay.NetnsName(net),
 		Ports: []string{}, Mode: x.Mode, Scheduler: x.Scheduler, Datapath: service.Datapath(v.Self, net), DatapathReason: s.whyDatapath(v.Self, net),
-		Persist: opts.Persist, PersistBits: opts.PersistBits, OnePacket: opts.OnePacket, Upper: opts.Upper, Lower: opts.Lower, Idle: opts.Idle, Ended: s.cfg.Ended()[x.Service],
+		Persist: opts.Persist, PersistBits: opts.PersistBits, OnePacket: opts.OnePacket, Upper: opts.Upper, Lower: opts.Lower, Idle: opts.Idle, Drain: opts.Drain, SlowStart: opts.SlowStart, Ended: s.cfg.Ended()[x.Service],
 		Backends: []EntryBackend{}, IPVS: []EntryIPVS{}, Published: []Port{},
 	}
 	out.SchedulerUsed, out.SchedulerReason = service.Scheduler(&x, out.Datapath)
@@ -173,9 +176,11 @@ func (s *Server) traffic(ctx context.Context, ns string) (map[kernel.Key]kernel.
 	if s.cfg.Traffic == nil {
 		return nil, errors.New("this plugin does not read the kernel's counters")
 	}
-	ctx, cancel := context.WithTimeout(ctx, trafficTime)
-	defer cancel()
-	return s.cfg.Traffic(ctx, ns)
+	out, err := within(ctx, s.counts, func() (map[kernel.Key]kernel.Traffic, error) { return s.cfg.Traffic(ctx, ns) })
+	if errors.Is(err, errNoAnswer) {
+		return nil, fmt.Errorf("counters of namespace %s: %w within %s; see the kernel's log (dmesg) for tasks that hang", ns, err, trafficTime)
+	}
+	return out, err
 }
 
 // withoutVIP lists what is wrong with a service that has no VIP on a network.

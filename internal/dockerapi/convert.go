@@ -171,11 +171,15 @@ func parseNetworks(body []byte, driver string) (out map[model.NetworkID]model.En
 			Name:     n.Name,
 			Swarm:    n.Scope == "swarm",
 			Internal: n.Internal,
+			IPAM:     n.IPAM.Driver,
 			Options:  maps.Clone(n.Options),
 		}
 		for _, c := range n.IPAM.Config {
 			if p, err := netip.ParsePrefix(c.Subnet); err == nil {
 				e.Subnet, e.Gateway = p.Masked(), address(c.Gateway)
+				if r, err := netip.ParsePrefix(c.IPRange); err == nil {
+					e.Range = r.Masked()
+				}
 				break // sluice's networks have one
 			}
 		}
@@ -270,8 +274,8 @@ func parseServices(body []byte) (map[model.ServiceID]model.Service, error, error
 
 // tasks is what the swarm's tasks come to.
 type tasks struct {
-	leaving []model.TaskID                   // sorted
-	live    map[model.NetworkID][]netip.Addr // addresses that swarm's allocator holds
+	leaving []model.TaskID                     // sorted
+	live    map[model.NetworkID][]model.Holder // of addresses that swarm's allocator holds
 }
 
 // The order of a task's states, as swarm numbers them.
@@ -299,7 +303,7 @@ func parseTasks(body []byte) (tasks, error) {
 	if err := json.Unmarshal(body, &list); err != nil {
 		return tasks{}, fmt.Errorf("decode tasks: %w", err)
 	}
-	out := tasks{live: make(map[model.NetworkID][]netip.Addr)}
+	out := tasks{live: make(map[model.NetworkID][]model.Holder)}
 	for _, t := range list {
 		wanted := !beyond(t.DesiredState)
 		over := beyond(t.Status.State)
@@ -315,8 +319,15 @@ func parseTasks(body []byte) (tasks, error) {
 				if !a.IsValid() {
 					return tasks{}, fmt.Errorf("decode tasks: task %s has address %q", t.ID, s)
 				}
+				h := model.Holder{
+					Addr: a, Kind: model.HolderTask, ID: t.ID,
+					Service: model.ServiceID(t.ServiceID), Slot: t.Slot, Node: model.NodeID(t.NodeID),
+				}
+				if t.Spec.NetworkAttachmentSpec != nil {
+					h.Container = t.Spec.NetworkAttachmentSpec.ContainerID
+				}
 				id := model.NetworkID(n.Network.ID)
-				out.live[id] = append(out.live[id], a)
+				out.live[id] = append(out.live[id], h)
 			}
 		}
 	}

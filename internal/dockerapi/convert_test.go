@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +64,22 @@ func TestInfoOfEveryKindOfNode(t *testing.T) {
 	}
 }
 
+// TestTasksTellWhoseTheyAre: of a replicated service, of a global one, and of a
+// container that somebody attached to the network.
+func TestTasksTellWhoseTheyAre(t *testing.T) {
+	slot := strings.Replace(task("a", "running", "running", "10.200.0.3/24"), `"NodeID"`, `"Slot":2,"NodeID"`, 1)
+	run := strings.Replace(task("b", "running", "running", "10.200.0.4/24"), `"ServiceID":"svc1"`, `"Spec":{"NetworkAttachmentSpec":{"ContainerID":"c1"}}`, 1)
+	got, err := parseTasks([]byte("[" + slot + "," + run + "," + task("c", "running", "running", "10.200.0.5/24") + "]"))
+	want := []model.Holder{
+		{Addr: addr("10.200.0.3"), Kind: model.HolderTask, ID: "a", Service: "svc1", Slot: 2, Node: "node2"},
+		{Addr: addr("10.200.0.4"), Kind: model.HolderTask, ID: "b", Container: "c1", Node: "node2"},
+		{Addr: addr("10.200.0.5"), Kind: model.HolderTask, ID: "c", Service: "svc1", Node: "node2"},
+	}
+	if err != nil || !slices.Equal(got.live[webNet], want) {
+		t.Errorf("%v, %+v", err, got.live)
+	}
+}
+
 func TestAnAddressThatIsNoneFailsTheWholeList(t *testing.T) {
 	if _, err := parseTasks([]byte("[" + task("t", "running", "running", "10.200.0.256/24") + "]")); err == nil {
 		t.Error("tasks: accepted")
@@ -88,6 +105,15 @@ func TestServicesOfOldClientsNameTheirNetworksElsewhere(t *testing.T) {
 	services, _, err := parseServices([]byte(`[{"ID":"s","Spec":{"Name":"old","TaskTemplate":{},"Networks":[{"Target":"` + string(webNet) + `","DriverOpts":{"sluice.weight":"7"}}]}}]`))
 	if err != nil || services["s"].Options[webNet].Weight != 7 {
 		t.Errorf("%+v, %v", services, err)
+	}
+}
+
+func TestANetworkHasTheRangeThatItWasMadeWith(t *testing.T) {
+	ns, _, err := parseNetworks([]byte(`[
+		{"Id":"a","Scope":"swarm","Driver":"d","IPAM":{"Driver":"d","Config":[{"Subnet":"10.1.0.0/24","IPRange":"10.1.0.64/26","Gateway":"10.1.0.1"}]}},
+		{"Id":"b","Scope":"swarm","Driver":"d","IPAM":{"Driver":"d","Config":[{"Subnet":"10.2.0.0/24","Gateway":"10.2.0.1"}]}}]`), "d")
+	if err != nil || ns["a"].Range.String() != "10.1.0.64/26" || ns["b"].Range.IsValid() {
+		t.Errorf("%+v, %v", ns, err)
 	}
 }
 

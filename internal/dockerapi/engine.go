@@ -63,6 +63,9 @@ func connect(ctx context.Context, dial dialer) (*engine, error) {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	cli, err := client.NewClientWithOpts(
+		// Each part may be asking at once. Docker's client would keep two connections and
+		// dial for each other request.
+		client.WithHTTPClient(&http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: len(partNames)}}),
 		client.WithHost("unix:///engine.sock"), // for the form of requests only: dial knows the way
 		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }))
 	if err != nil {

@@ -30,7 +30,7 @@ type fakeEngine struct {
 	refuse   bool            // dialling fails: no engine
 	calls    map[string]int
 	streams  map[chan string]bool
-	clients  int // connections open now
+	dials    int
 	server   *http.Server
 	conns    chan net.Conn
 	closed   chan struct{}
@@ -66,6 +66,7 @@ func (f *fakeEngine) Addr() net.Addr { return &net.UnixAddr{Name: "fake", Net: "
 func (f *fakeEngine) dial(ctx context.Context) (net.Conn, error) {
 	f.mu.Lock()
 	refuse := f.refuse
+	f.dials++
 	f.mu.Unlock()
 	if refuse {
 		return nil, errors.New("connect: connection refused")

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -16,6 +17,7 @@ type known struct {
 	alias string
 
 	info      info
+	infoAt    time.Time
 	infoValid bool
 
 	containers      map[model.EndpointID]model.EngineEndpoint // on networks of any driver
@@ -33,6 +35,7 @@ type known struct {
 	clusterAt    time.Time // of services and tasks
 	clusterValid bool      // services and tasks
 	nodes        nodes
+	nodesAt      time.Time
 	nodesValid   bool
 }
 
@@ -53,6 +56,7 @@ func (k *known) snapshot() model.EngineSnapshot {
 		DataRoot: k.info.dataRoot,
 
 		SwarmValid: k.infoValid,
+		SwarmAt:    k.infoAt,
 		Active:     k.info.active,
 		NoSwarm:    k.info.none,
 		Node:       k.info.node,
@@ -75,10 +79,15 @@ func (k *known) snapshot() model.EngineSnapshot {
 		s.ServicesValid = k.infoValid && k.nodesValid && k.networksValid && (k.clusterValid || len(k.networks) == 0)
 		s.ServicesAt = k.clusterAt
 		s.Leader = s.ServicesValid && k.nodes.leader != "" && k.nodes.leader == k.info.node
+		if s.Leader {
+			s.LeaderAt = k.nodesAt
+		}
+		s.Follows = k.follows()
 		s.Leaving = k.tasks.leaving
 		s.Nodes = k.nodes.all
 		s.Services = k.ourServices()
-		s.Live = k.live(s.Services)
+		s.Holders = k.holders(s.Services)
+		s.Live = live(s.Holders)
 	}
 	for id, n := range k.networks {
 		n.Peers, n.Services = k.gossip[id].peers, k.gossip[id].services
@@ -104,6 +113,16 @@ func (k *known) snapshot() model.EngineSnapshot {
 	return s
 }
 
+// follows is EngineSnapshot.Follows. The nodes are those of this node's swarm if it is
+// among them: it may just have changed to another.
+func (k *known) follows() time.Time {
+	if _, member := k.nodes.all[k.info.node]; !member || !k.infoValid || !k.info.active || !k.info.manager || !k.nodesValid ||
+		k.nodes.leader == "" || k.nodes.leader == k.info.node {
+		return time.Time{}
+	}
+	return k.nodesAt
+}
+
 func (k *known) ours(id model.NetworkID) bool {
 	_, ok := k.networks[id]
 	return ok
@@ -125,30 +144,45 @@ func (k *known) ourServices() map[model.ServiceID]model.Service {
 	return out
 }
 
-// live lists the addresses in use on our swarm networks, sorted.
-func (k *known) live(services map[model.ServiceID]model.Service) map[model.NetworkID][]netip.Addr {
-	out := make(map[model.NetworkID][]netip.Addr)
+// holders lists who has the addresses in use on our swarm networks, sorted.
+func (k *known) holders(services map[model.ServiceID]model.Service) map[model.NetworkID][]model.Holder {
+	out := make(map[model.NetworkID][]model.Holder)
 	for id, n := range k.networks {
 		if !n.Swarm {
 			continue
 		}
-		addrs := slices.Clone(k.tasks.live[id])
+		hs := slices.Clone(k.tasks.live[id])
 		if n.Gateway.IsValid() {
-			addrs = append(addrs, n.Gateway)
+			hs = append(hs, model.Holder{Addr: n.Gateway, Kind: model.HolderGateway})
 		}
 		for _, s := range services {
 			if vip, ok := s.VIPs[id]; ok {
-				addrs = append(addrs, vip)
+				hs = append(hs, model.Holder{Addr: vip, Kind: model.HolderService, ID: string(s.ID)})
 			}
 		}
-		slices.SortFunc(addrs, netip.Addr.Compare)
+		slices.SortFunc(hs, func(a, b model.Holder) int {
+			return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID))
+		})
+		out[id] = hs
+	}
+	return out
+}
+
+// live lists the addresses that they have.
+func live(holders map[model.NetworkID][]model.Holder) map[model.NetworkID][]netip.Addr {
+	out := make(map[model.NetworkID][]netip.Addr, len(holders))
+	for id, hs := range holders {
+		addrs := make([]netip.Addr, 0, len(hs))
+		for _, h := range hs {
+			addrs = append(addrs, h.Addr)
+		}
 		out[id] = slices.Compact(addrs)
 	}
 	return out
 }
 
-// same compares two snapshots but for ServicesAt, which every poll moves.
+// same compares two snapshots but for the times of polls, which each of them moves.
 func same(a, b model.EngineSnapshot) bool {
-	a.ServicesAt, b.ServicesAt = time.Time{}, time.Time{}
+	a.SwarmAt, a.LeaderAt, a.Follows, a.ServicesAt = b.SwarmAt, b.LeaderAt, b.Follows, b.ServicesAt
 	return reflect.DeepEqual(a, b)
 }

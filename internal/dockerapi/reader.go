@@ -81,7 +81,7 @@ func (r *Reader) Snapshot() model.EngineSnapshot {
 }
 
 // Changed receives after the snapshot has changed; several changes may be one
-// signal. It is for one receiver. ServicesAt alone is no change.
+// signal. It is for one receiver. The time of a poll alone is no change.
 func (r *Reader) Changed() <-chan struct{} { return r.changed }
 
 // Refresh asks for a reading of everything soon: the caller knows of a change
@@ -212,6 +212,17 @@ func (r *Reader) pollDone(at time.Time, take func(*known)) {
 		}
 		k.clusterAt, k.clusterValid, k.nodesValid = at, true, true
 	})
+}
+
+// nodesRead notes when the nodes that are known were asked for.
+func (r *Reader) nodesRead(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known.nodesAt = at
+	r.snap.Follows = r.known.follows()
+	if r.snap.Leader {
+		r.snap.LeaderAt = at
+	}
 }
 
 // count notes how a reading went.

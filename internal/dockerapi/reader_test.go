@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -37,14 +38,14 @@ func TestAWorkerLearnsEverythingWithoutAManager(t *testing.T) {
 					NetworksValid:   true,
 					Networks: map[model.NetworkID]model.EngineNetwork{webNet: {
 						ID: webNet, Name: "web", Swarm: true, Subnet: netip.MustParsePrefix("10.200.0.0/24"), Gateway: addr("10.200.0.1"),
-						Options: map[string]string{"sluice.vni": "4711"}, Peers: []netip.Addr{addr("10.77.0.11"), addr("10.77.0.12")},
+						IPAM: "sluice:latest", Options: map[string]string{"sluice.vni": "4711"}, Peers: []netip.Addr{addr("10.77.0.11"), addr("10.77.0.12")},
 						Services: map[string]model.EngineService{
 							"rr":  {},
 							"web": {VIP: addr("10.200.0.2"), Tasks: map[model.EndpointID]netip.Addr{"ep2": addr("10.200.0.4"), webEP: addr("10.200.0.3")}},
 						},
 					}},
 				}
-				if d := cmp.Diff(want, s, compare, cmpopts.IgnoreFields(model.EngineSnapshot{}, "ContainersAt")); d != "" {
+				if d := cmp.Diff(want, s, compare, cmpopts.IgnoreFields(model.EngineSnapshot{}, "SwarmAt", "ContainersAt")); d != "" {
 					t.Errorf("(-want +got):\n%s", d)
 				}
 				pass(20 * time.Second)
@@ -88,6 +89,20 @@ func TestTheLeaderLearnsServicesAndWhatIsLeaving(t *testing.T) {
 		if d := cmp.Diff(map[model.NetworkID][]netip.Addr{webNet: live}, s.Live, compare); d != "" {
 			t.Errorf("live (-want +got):\n%s", d)
 		}
+		held := func(last string, kind model.HolderKind, id string) model.Holder {
+			h := model.Holder{Addr: addr("10.200.0." + last), Kind: kind, ID: id}
+			if kind == model.HolderTask {
+				h.Service, h.Node = "svc1", "node2"
+			}
+			return h
+		}
+		holders := []model.Holder{
+			held("1", model.HolderGateway, ""), held("2", model.HolderService, "svc1"), held("3", model.HolderTask, "task1"), held("4", model.HolderTask, "task2"),
+			held("6", model.HolderTask, "task4"), held("7", model.HolderTask, "job1"), held("9", model.HolderTask, "attached"), held("10", model.HolderTask, "removed"),
+		}
+		if d := cmp.Diff(map[model.NetworkID][]model.Holder{webNet: holders}, s.Holders, compare); d != "" {
+			t.Errorf("holders (-want +got):\n%s", d)
+		}
 		wantNodes := map[model.NodeID]model.EngineNode{
 			"node1": {Name: "m1", Addr: addr("10.77.0.11"), Labels: map[string]string{"zone": "a"}}, "node2": {Name: "w1", Addr: addr("10.77.0.12"), Down: true, Drained: true},
 		}
@@ -130,6 +145,27 @@ func TestPollsWithoutNewsAreNoChange(t *testing.T) {
 		case <-r.Changed():
 			t.Error("told of a change")
 		default:
+		}
+	})
+}
+
+// TestConnectionsAreKept: with systemd's socket activation, who dials an engine that is
+// being stopped has it started again, so that is done as seldom as can be.
+func TestConnectionsAreKept(t *testing.T) {
+	inBubble(t, "1.41", leader(), nil, func(t *testing.T, f *fakeEngine, r *Reader) {
+		within(t, time.Second, "services", r, func(s model.EngineSnapshot) bool { return s.ServicesValid && s.Containers[webEP].Sandbox != "" })
+		dials := func() int {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.dials
+		}
+		before := dials()
+		for range 60 {
+			f.emit("container", "start") // all parts at once
+			pass(time.Second)
+		}
+		if n := dials() - before; n > len(partNames) {
+			t.Errorf("dialled %d times in a minute", n)
 		}
 	})
 }
@@ -302,6 +338,21 @@ func TestJoiningASwarmIsNoticedWithoutAnEvent(t *testing.T) {
 	})
 }
 
+func TestLeavingASwarmIsNoticed(t *testing.T) {
+	inBubble(t, "1.41", worker(), nil, func(t *testing.T, f *fakeEngine, r *Reader) {
+		within(t, time.Second, "a worker", r, func(s model.EngineSnapshot) bool { return s.SwarmValid && s.Active })
+		none := `{"Name":"w1","Swarm":{"LocalNodeState":"inactive"}}`
+		// That is what an engine says too that is being stopped.
+		f.set(func(f *fakeEngine) { f.bodies["/info"], f.refuse = none, true })
+		s := within(t, infoEvery+time.Second, "doubt", r, func(s model.EngineSnapshot) bool { return !s.SwarmValid })
+		if !s.Active || s.NoSwarm {
+			t.Errorf("an engine that is being stopped has left its swarm: %+v", s)
+		}
+		f.set(func(f *fakeEngine) { f.refuse = false })
+		within(t, infoEvery+time.Second, "no swarm", r, func(s model.EngineSnapshot) bool { return s.SwarmValid && s.NoSwarm && !s.Active })
+	})
+}
+
 func TestADemotedManagerKeepsNoWord(t *testing.T) {
 	inBubble(t, "1.41", leader(), nil, func(t *testing.T, f *fakeEngine, r *Reader) {
 		within(t, time.Second, "leader", r, func(s model.EngineSnapshot) bool { return s.Leader })
@@ -319,17 +370,98 @@ func TestADemotedManagerKeepsNoWord(t *testing.T) {
 	})
 }
 
+// TestAnEngineThatIsStoppedTellsOfNoServicesEnd: it lists the swarm's networks no more,
+// and then fails to say what services there are, or the other way round.
+func TestAnEngineThatIsStoppedTellsOfNoServicesEnd(t *testing.T) {
+	lists := func(f *fakeEngine) { f.bodies["/networks"] = "[]" }
+	fails := func(f *fakeEngine) {
+		for _, p := range []string{"/nodes", "/services", "/tasks"} {
+			f.statuses[p] = http.StatusServiceUnavailable
+		}
+	}
+	both := func(f *fakeEngine) { lists(f); fails(f) }
+	for name, steps := range map[string][]func(*fakeEngine){
+		"both at once": {both}, "the swarm's part ends first": {fails, lists},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, "1.41", leader(), nil, func(t *testing.T, f *fakeEngine, r *Reader) {
+				within(t, time.Second, "leader", r, func(s model.EngineSnapshot) bool { return s.Leader && len(s.Services) == 2 })
+				pass(nodesEvery + leaderEvery/2)
+				for _, step := range steps {
+					f.set(step)
+					f.emit("network", "destroy")
+					for range 600 {
+						pass(time.Millisecond)
+						if s := r.Snapshot(); s.ServicesValid && len(s.Services) != 2 {
+							t.Fatalf("services: %v", s.Services)
+						}
+					}
+				}
+				within(t, networksEvery, "the list without them", r, func(s model.EngineSnapshot) bool { return s.NetworksValid && len(s.Networks) == 0 && !s.ServicesValid })
+			})
+		})
+	}
+}
+
 func TestAnotherLeaderIsNoticedWithinSeconds(t *testing.T) {
 	inBubble(t, "1.41", leader(), nil, func(t *testing.T, f *fakeEngine, r *Reader) {
 		within(t, time.Second, "leader", r, func(s model.EngineSnapshot) bool { return s.Leader })
 		f.set(func(f *fakeEngine) {
 			f.bodies["/nodes"] = strings.Replace(f.bodies["/nodes"], `"Leader":true`, `"Leader":false`, 1)
 		})
-		within(t, nodesEvery+leaderEvery, "no leader", r, func(s model.EngineSnapshot) bool { return !s.Leader && s.ServicesValid })
+		within(t, nodesEvery+leaderEvery, "no leader", r, func(s model.EngineSnapshot) bool { return !s.Leader && s.LeaderAt.IsZero() && s.ServicesValid })
 		before := f.called("/services")
 		pass(10 * time.Second)
 		if n := f.called("/services") - before; n > 6 {
 			t.Errorf("a manager that does not lead polled %d times in 10 s", n)
+		}
+	})
+}
+
+// TestWhenAnotherLedIsNoLaterThanItsLead: tasks are asked for more often than who leads,
+// and their times say nothing of that.
+func TestWhenAnotherLedIsNoLaterThanItsLead(t *testing.T) {
+	const lead, other = `"ID":"node1","ManagerStatus":{"Leader":%t}`, `"ID":"node2","ManagerStatus":{"Leader":%t}`
+	nodes := func(first, second bool) func(*fakeEngine) {
+		return func(f *fakeEngine) {
+			f.bodies["/nodes"] = fmt.Sprintf("[{"+lead+"},{"+other+"}]", first, second)
+		}
+	}
+	inBubble(t, "1.41", leader(), nodes(false, true), func(t *testing.T, f *fakeEngine, r *Reader) {
+		within(t, time.Second, "another leads", r, func(s model.EngineSnapshot) bool { return !s.Follows.IsZero() })
+		was := r.Snapshot().Follows
+		pass(3 * nodesEvery)
+		if !r.Snapshot().Follows.After(was) {
+			t.Error("the time stands still while another leads")
+		}
+		f.set(nodes(true, false))
+		since := time.Now()
+		for range 19 { // not until the nodes are asked for again
+			f.set(func(f *fakeEngine) { f.bodies["/tasks"] += " " }) // news, and no node's
+			r.Refresh()
+			pass(nodesEvery / 20)
+			if s := r.Snapshot(); s.Follows.After(since) {
+				t.Fatalf("another leads at %s, and this one does since %s", s.Follows, since)
+			}
+		}
+		within(t, leaderEvery, "this one leads", r, func(s model.EngineSnapshot) bool { return s.Leader && s.Follows.IsZero() })
+		led := r.Snapshot().LeaderAt
+		if led.Before(since) {
+			t.Errorf("this one leads since %s, as asked at %s", since, led)
+		}
+		pass(3 * nodesEvery)
+		if !r.Snapshot().LeaderAt.After(led) {
+			t.Error("the time stands still while this one leads")
+		}
+		f.set(nodes(false, false))
+		within(t, nodesEvery+leaderEvery, "nobody leads", r, func(s model.EngineSnapshot) bool { return !s.Leader && s.LeaderAt.IsZero() && s.ServicesValid })
+		if at := r.Snapshot().Follows; !at.IsZero() {
+			t.Errorf("nobody leads, and another does at %s", at)
+		}
+		f.set(func(f *fakeEngine) { f.bodies["/nodes"] = "[{" + fmt.Sprintf(other, true) + "}]" })
+		pass(2 * nodesEvery)
+		if at := r.Snapshot().Follows; !at.IsZero() {
+			t.Errorf("another leads a swarm that this node is not in, at %s", at)
 		}
 	})
 }

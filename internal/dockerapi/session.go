@@ -130,12 +130,13 @@ func (s *session) infoEvery() time.Duration {
 }
 
 func (s *session) readInfo(ctx context.Context) error {
+	at := time.Now()
 	body, fresh, err := s.get(ctx, "/info", nil, &s.sumInfo)
 	if err != nil {
 		return err
 	}
 	if !fresh {
-		s.r.update(func(k *known) { k.infoValid = true })
+		s.r.update(func(k *known) { k.infoAt, k.infoValid = at, true })
 		return nil
 	}
 	in, err := parseInfo(body)
@@ -144,18 +145,36 @@ func (s *session) readInfo(ctx context.Context) error {
 		return err
 	}
 	s.r.mu.Lock()
-	was := s.r.known.info.manager
+	was := s.r.known.info
 	s.r.mu.Unlock()
+	if in.none && was.active {
+		if err := s.leftSwarm(ctx); err != nil {
+			s.sumInfo = 0
+			return err
+		}
+	}
 	s.r.update(func(k *known) {
-		k.info, k.infoValid = in, true
+		k.info, k.infoAt, k.infoValid = in, at, true
 		if !in.manager {
 			k.doubtCluster() // it is of the time before a demotion
 		}
 	})
-	if in.manager && !was {
+	if in.manager && !was.manager {
 		s.cluster.look()
 	}
 	return nil
+}
+
+// leftSwarm returns an error if that the engine is in no swarm is not to be believed.
+// An engine that is being stopped has ended its part in the swarm and says so to who is
+// connected (20.10, until its containers have ended; 28.5, once more at most); it takes no
+// connections any more.
+func (s *session) leftSwarm(ctx context.Context) error {
+	e, err := connect(ctx, s.r.cfg.dial)
+	if err != nil {
+		return fmt.Errorf("the engine is being stopped, and counts as in its swarm: %w", err)
+	}
+	return e.close()
 }
 
 func (s *session) readContainers(ctx context.Context) error {
@@ -201,7 +220,23 @@ func (s *session) readNetworks(ctx context.Context) error {
 		s.sumNetworks = 0
 		return err
 	}
-	s.r.update(func(k *known) { k.networks, k.waiting, k.networksValid = list, waiting, true })
+	gone := false
+	for id := range had {
+		_, still := list[id]
+		gone = gone || !still
+	}
+	if gone {
+		s.nodeEvent.Store(true)
+	}
+	s.r.update(func(k *known) {
+		k.networks, k.waiting, k.networksValid = list, waiting, true
+		if gone {
+			// Removed, or the engine is being stopped and has left the swarm: then it lists
+			// no network of it, and cannot say what services there are. That their networks
+			// are no more counts if the managers answer still.
+			k.doubtCluster()
+		}
+	})
 	if !sameKeys(had, list) {
 		s.gossip.look()
 		s.cluster.look()
@@ -312,6 +347,7 @@ func (s *session) readCluster(ctx context.Context) error {
 			return err
 		}
 		s.nodesAt = at
+		s.r.nodesRead(at)
 	}
 	if idle {
 		// What was read before is not believed when the next network of ours comes.
@@ -321,6 +357,7 @@ func (s *session) readCluster(ctx context.Context) error {
 	take, err := s.readServices(ctx)
 	if err != nil {
 		s.sumServices, s.sumTasks = 0, 0 // neither was taken over
+		s.nodesAt = time.Time{}          // all of it is in doubt, and asked for again
 		return err
 	}
 	s.r.pollDone(at, take)

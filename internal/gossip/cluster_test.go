@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sluice/internal/gossip/memnet"
 )
 
 // inBubble runs f in virtual time. It is the one place to guard such runs.
@@ -31,17 +33,17 @@ var (
 	keyB = []byte("fedcba9876543210fedcba9876543210")
 )
 
-// cluster is a set of nodes on one memNet.
+// cluster is a set of nodes on one memnet.Net.
 type cluster struct {
 	t     testing.TB
-	net   *memNet
+	net   *memnet.Net
 	nodes map[string]*Node
 	lives map[string]uint64
 	log   *slog.Logger
 }
 
 func newCluster(t testing.TB, seed uint64) *cluster {
-	c := &cluster{t: t, net: newMemNet(seed), nodes: make(map[string]*Node), lives: make(map[string]uint64)}
+	c := &cluster{t: t, net: memnet.New(seed), nodes: make(map[string]*Node), lives: make(map[string]uint64)}
 	c.log = slog.New(slog.DiscardHandler)
 	t.Cleanup(c.close)
 	return c
@@ -81,7 +83,7 @@ func (c *cluster) start(name string, opts ...func(*Config)) *Node {
 		Keys:        [][]byte{keyA},
 		Seeds:       []netip.AddrPort{nodeAddr("n00"), nodeAddr("n01"), nodeAddr("n02")},
 		Logger:      c.log.With("self", name),
-		transport:   c.net.listen(nodeAddr(name)),
+		Transport:   c.net.Listen(nodeAddr(name)),
 	}
 	for _, o := range opts {
 		o(&conf)
@@ -119,8 +121,8 @@ func (c *cluster) names() []string { return slices.Sorted(maps.Keys(c.nodes)) }
 func (c *cluster) split(a, b []string) {
 	for _, x := range a {
 		for _, y := range b {
-			c.net.block(nodeAddr(x), nodeAddr(y))
-			c.net.block(nodeAddr(y), nodeAddr(x))
+			c.net.Block(nodeAddr(x).Addr(), nodeAddr(y).Addr())
+			c.net.Block(nodeAddr(y).Addr(), nodeAddr(x).Addr())
 		}
 	}
 }

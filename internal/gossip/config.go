@@ -128,8 +128,8 @@ type Config struct {
 	// Logger receives this package's and memberlist's messages; nil drops them.
 	Logger *slog.Logger
 
-	// transport replaces the network in tests.
-	transport memberlist.NodeAwareTransport
+	// Transport replaces the network in tests; nil is UDP and TCP at BindAddr.
+	Transport memberlist.NodeAwareTransport
 }
 
 func (c *Config) validate() error {
@@ -188,14 +188,15 @@ func (c *Config) memberlistConfig(ctx context.Context, keys *memberlist.Keyring,
 		m.AdvertiseAddr = c.AdvertiseAddr.Addr().Unmap().String()
 		m.AdvertisePort = int(c.AdvertiseAddr.Port())
 	}
-	m.Transport = c.transport
-	if c.transport == nil {
+	transport := c.Transport
+	if transport == nil {
 		t, err := newNetTransport(ctx, c.BindAddr, m.Logger)
 		if err != nil {
 			return nil, err
 		}
-		m.Transport = t
+		transport = t
 		m.BindPort = t.GetAutoBindPort()
 	}
+	m.Transport = newStrict(transport)
 	return m, nil
 }

@@ -30,7 +30,7 @@ func churn(t *testing.T, seed uint64) {
 	c := newCluster(t, seed)
 	want := make(map[string]map[string]string) // what each owner holds
 	down := make(map[string]bool)
-	c.net.setLoss(0.2)
+	c.net.SetLoss(0.2)
 	for i := range size {
 		c.start(nodeName(i))
 		want[nodeName(i)] = make(map[string]string)
@@ -78,9 +78,9 @@ func churn(t *testing.T, seed uint64) {
 			cut := rng.IntN(len(names))
 			c.split(names[:cut], names[cut:])
 		case p < 92: // one direction only
-			c.net.block(nodeAddr(name), nodeAddr(nodeName(rng.IntN(size))))
+			c.net.Block(nodeAddr(name).Addr(), nodeAddr(nodeName(rng.IntN(size))).Addr())
 		case p < 94:
-			c.net.heal()
+			c.net.Heal()
 		}
 		advance(time.Duration(rng.IntN(1000)) * time.Millisecond)
 	}
@@ -89,7 +89,7 @@ func churn(t *testing.T, seed uint64) {
 			restart(nodeName(i))
 		}
 	}
-	c.net.heal()
+	c.net.Heal()
 	took := c.waitConverged(ConvergenceBound)
 	t.Logf("converged after %v", took)
 
@@ -118,7 +118,7 @@ func TestHundredNodesConvergeAfterPartitionUnderLoss(t *testing.T) {
 			advance(20 * time.Millisecond)
 		}
 		c.waitConverged(ConvergenceBound)
-		c.net.setLoss(0.2)
+		c.net.SetLoss(0.2)
 		names := c.names()
 		c.split(names[:50], names[50:])
 		for i := range 100 {
@@ -128,7 +128,7 @@ func TestHundredNodesConvergeAfterPartitionUnderLoss(t *testing.T) {
 		// Longer than detection: with half of their probes unanswered the nodes
 		// distrust themselves, and probe eight times as slowly.
 		c.waitState(2*detection, names[:50], "n99", Suspended)
-		c.net.heal()
+		c.net.Heal()
 		t.Logf("converged after %v", c.waitConverged(ConvergenceBound))
 	})
 }
@@ -151,7 +151,7 @@ func TestLossOfContactSuspendsAndHeals(t *testing.T) {
 		c.put("n08", "k", "v2")
 		c.waitEntry(3*time.Second, a, "n00", "k", "v2")
 		c.waitEntry(0, a, "n08", "k", "v1")
-		c.net.heal()
+		c.net.Heal()
 		took := c.waitConverged(ConvergenceBound)
 		t.Logf("converged %v after a partition of 5 minutes", took)
 		c.waitState(0, c.names(), "n08", Alive)
@@ -168,7 +168,7 @@ func TestSuspendedNodeResumesWithoutRestart(t *testing.T) {
 		c.waitState(detection, c.others("n03"), "n03", Suspended)
 		advance(time.Hour)
 		c.waitEntry(0, c.others("n03"), "n03", "k", "v")
-		c.net.heal()
+		c.net.Heal()
 		c.waitState(ConvergenceBound, c.others("n03"), "n03", Alive)
 		if inc := c.nodes["n00"].Snapshot()["n03"].Incarnation; inc != (Incarnation{Start: 1}) {
 			t.Errorf("it changed its incarnation to %v", inc)
@@ -179,7 +179,7 @@ func TestSuspendedNodeResumesWithoutRestart(t *testing.T) {
 func TestOneWayPartitionStillSpreadsChanges(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := startN(t, 5)
-		c.net.block(nodeAddr("n00"), nodeAddr("n01"))
+		c.net.Block(nodeAddr("n00").Addr(), nodeAddr("n01").Addr())
 		for i := range 20 {
 			c.put("n00", fmt.Sprint("k", i), "v")
 			advance(100 * time.Millisecond)
@@ -197,7 +197,7 @@ func TestNodeReturnsUnderAnotherAddress(t *testing.T) {
 		moved := netip.MustParseAddrPort("10.0.9.9:7947")
 		c.start("n04", func(conf *Config) {
 			conf.BindAddr = moved
-			conf.transport = c.net.listen(moved)
+			conf.Transport = c.net.Listen(moved)
 		})
 		c.put("n04", "k", "new")
 		c.waitEntry(3*time.Second, c.names(), "n04", "k", "new")
@@ -227,8 +227,8 @@ func TestIncarnationSetBackIsOutbid(t *testing.T) {
 		}
 		c.waitEntry(ConvergenceBound, c.names(), "n02", "k", "6")
 		c.waitConverged(ConvergenceBound)
-		if got := n.Snapshot()["n02"].Incarnation; got != (Incarnation{1001, 1}) {
-			t.Errorf("incarnation %v, want 1001.1", got)
+		if got := n.Snapshot()["n02"].Incarnation; got != (Incarnation{Start: 1001}).next(6) {
+			t.Errorf("incarnation %v, want the next of 1001 for process 6", got)
 		}
 	})
 }
@@ -257,7 +257,7 @@ func TestTombstonesAreCollectedAndDoNotResurrect(t *testing.T) {
 			}
 			n.mu.Unlock()
 		}
-		c.net.heal()
+		c.net.Heal()
 		c.waitConverged(ConvergenceBound)
 		if e := c.nodes["n03"].Snapshot()["n00"].Entries; len(e) != 2 {
 			t.Errorf("n03 has %d entries, want 2", len(e))

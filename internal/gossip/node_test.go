@@ -17,7 +17,7 @@ func TestPutReachesEveryMemberWithinMilliseconds(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := startN(t, 25)
 		c.put("n07", "task", "10.0.1.5")
-		advance(2 * time.Millisecond) // memNet takes up to one
+		advance(2 * time.Millisecond) // memnet takes up to one
 		for _, name := range c.names() {
 			if got := c.nodes[name].Snapshot()["n07"].Entries["task"]; string(got) != "10.0.1.5" {
 				t.Errorf("%s does not know it yet: %q", name, got)
@@ -114,7 +114,7 @@ func TestLeaveRemovesTheTable(t *testing.T) {
 		c := startN(t, 6)
 		c.put("n02", "k", "v")
 		advance(time.Second)
-		c.net.setLoss(0.2)
+		c.net.SetLoss(0.2)
 		n := c.nodes["n02"]
 		if err := n.Leave(t.Context()); err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestForgetSpreadsAndIsOutbidByTheLiving(t *testing.T) {
 		c.waitState(ConvergenceBound, rest, "n05", 0)
 		advance(time.Minute)
 		c.waitState(0, rest, "n05", 0)
-		c.net.heal()
+		c.net.Heal()
 		c.nodes["n05"].Join([]netip.AddrPort{nodeAddr("n01")})
 		c.waitEntry(ConvergenceBound, c.names(), "n05", "k", "v")
 		c.waitConverged(ConvergenceBound)
@@ -178,7 +178,7 @@ func TestForgottenNodeStaysForgottenOnALateNode(t *testing.T) {
 			t.Fatal(err)
 		}
 		advance(time.Hour)
-		c.net.heal()
+		c.net.Heal()
 		c.waitState(ConvergenceBound, c.names(), "n04", 0)
 		c.waitConverged(ConvergenceBound)
 	})
@@ -307,13 +307,9 @@ func TestIdleClusterIsQuiet(t *testing.T) {
 		c := startN(t, size)
 		advance(30 * time.Second)
 		before := c.nodes["n00"].Status().Counters
-		c.net.mu.Lock()
-		sent := c.net.sent
-		c.net.mu.Unlock()
+		sent := c.net.Sent()
 		advance(seconds * time.Second)
-		c.net.mu.Lock()
-		sent = c.net.sent - sent
-		c.net.mu.Unlock()
+		sent = c.net.Sent() - sent
 		after := c.nodes["n00"].Status().Counters
 		if after.Answers != before.Answers || after.Applied != before.Applied || after.StreamsOut != before.StreamsOut {
 			t.Errorf("an idle node exchanged tables: %+v, then %+v", before, after)

@@ -253,3 +253,20 @@ func TestDeletionBeforeCompleteHidesRetainedEntries(t *testing.T) {
 		t.Errorf("after Complete peer shows %q", got)
 	}
 }
+
+// TestTwoProcessesDoNotOutbidAlike: the clock was set back, and neither knows of the other.
+// One incarnation with two tables of the same length would never agree again.
+func TestTwoProcessesDoNotOutbidAlike(t *testing.T) {
+	seen := make(map[Incarnation]uint64)
+	for life := range uint64(200) {
+		r := newReplica("me", Incarnation{Start: life}, netip.AddrPort{})
+		claimed := version{inc: Incarnation{Start: 1000}, seq: 3}
+		if r.claim(claimed) != outcomeRefuted || r.own.inc.Compare(claimed.inc) <= 0 {
+			t.Fatalf("process %d became %v", life, r.own.inc)
+		}
+		if other, twice := seen[r.own.inc]; twice {
+			t.Errorf("processes %d and %d both became %v", other, life, r.own.inc)
+		}
+		seen[r.own.inc] = life
+	}
+}

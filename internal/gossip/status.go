@@ -44,6 +44,7 @@ type Table struct {
 	State       State          // Alive or Suspended
 	Incarnation Incarnation
 	Seq         uint64 // number of changes in this incarnation that are known without a gap
+	Last        uint64 // number of the last one that is known; above Seq, there are gaps
 	Complete    bool   // nothing of a former incarnation is mixed in
 	Entries     map[string][]byte
 }
@@ -62,6 +63,7 @@ func (n *Node) Snapshot() Tables {
 				State:       n.stateLocked(owner),
 				Incarnation: t.inc,
 				Seq:         t.seq,
+				Last:        t.last(),
 				Complete:    t.complete(),
 				Entries:     t.entries(),
 			}

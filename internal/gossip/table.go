@@ -69,6 +69,15 @@ func (t *table) succeed(inc Incarnation) *table {
 
 func (t *table) version() version { return version{inc: t.inc, seq: t.seq} }
 
+// last is the highest seq that is reflected, beyond a gap or not.
+func (t *table) last() uint64 {
+	last := t.seq
+	for _, a := range t.ahead {
+		last = max(last, a.to)
+	}
+	return last
+}
+
 func (t *table) complete() bool { return t.done != 0 && t.seq >= t.done }
 
 // entries returns what a reader sees. The map and its values are shared between
@@ -209,6 +218,7 @@ type ownTable struct {
 	pending []change
 	from    uint64 // pending begins after this seq
 	graves  []tombstone
+	life    uint64 // Start of its first incarnation, which names the process
 }
 
 // tombstone is a deletion waiting for its collection, in order of seq and time.
@@ -220,7 +230,7 @@ type tombstone struct {
 func newOwnTable(owner string, inc Incarnation, addr netip.AddrPort) *ownTable {
 	t := newTable(owner, inc)
 	t.addr = addr
-	return &ownTable{table: t}
+	return &ownTable{table: t, life: inc.Start}
 }
 
 func (o *ownTable) write(c change) {
@@ -310,7 +320,8 @@ func (o *ownTable) outbid(claimed Incarnation) {
 		}
 	}
 	slices.SortFunc(keys, func(a, b string) int { return cmp.Compare(o.records[a].seq, o.records[b].seq) })
-	n := newOwnTable(o.owner, claimed.next(), o.addr)
+	n := newOwnTable(o.owner, claimed.next(o.life), o.addr)
+	n.life = o.life
 	for _, k := range keys {
 		r := o.records[k]
 		n.write(change{key: k, value: r.value, deleted: r.deleted})

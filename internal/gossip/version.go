@@ -11,7 +11,7 @@ type Incarnation struct {
 	// Start is Config.Incarnation of the owner's process: a persisted counter or
 	// the nanoseconds of its start.
 	Start uint64
-	// Bump counts how often the owner had to outbid a claim about itself since.
+	// Bump grows each time the owner has to outbid a claim about itself.
 	Bump uint32
 }
 
@@ -23,12 +23,16 @@ func (i Incarnation) Compare(j Incarnation) int {
 // String returns the incarnation as "start.bump".
 func (i Incarnation) String() string { return fmt.Sprintf("%d.%d", i.Start, i.Bump) }
 
-// next is the lowest incarnation above i.
-func (i Incarnation) next() Incarnation {
-	if i.Bump == math.MaxUint32 {
-		return Incarnation{Start: i.Start + 1}
+// next is an incarnation above i, for the process that started as life. Two processes
+// of one owner that outbid the same claim, each cut off from who knows of the other, must
+// not both become its next: one incarnation with two tables never agrees again. So each
+// goes its own step beyond, of 65,536 ones.
+func (i Incarnation) next(life uint64) Incarnation {
+	step := 1 + uint32(life*0x9e3779b97f4a7c15>>48) // Fibonacci hashing
+	if i.Bump > math.MaxUint32-step {
+		return Incarnation{Start: i.Start + 1, Bump: step}
 	}
-	return Incarnation{Start: i.Start, Bump: i.Bump + 1}
+	return Incarnation{Start: i.Start, Bump: i.Bump + step}
 }
 
 // version is what one node knows of one owner. The zero version is "nothing".

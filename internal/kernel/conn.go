@@ -13,4 +13,6 @@ type Conn struct {
 	Dev           uint32         // index of the device that it is bound to; 0: none
 	Cookie        uint64         // the kernel's number of the socket, never given again until the next boot
 	Idle          time.Duration  // since data last went or came
+	// Served: something listens on the local port, still.
+	Served bool
 }

@@ -200,6 +200,8 @@ func rank(k Key) int {
 	switch k.(type) {
 	case BridgeTable, TaskTable, TaskTunnel, TaskRoute, Filter, MarkTable, LiftTable, BackTable, IPVSTimeouts:
 		return 0
+	case GuardTable, GuardPort, GuardAddr:
+		return 0 // in one go: a guard that knows nobody yet would let nobody speak
 	case VIP, IPVSService, LiftFrom, LiftTo, Back, MeshNet, MeshMasq, MeshAllow:
 		return 1 // answers have a way before there are any
 	case Mark, MeshPort, MeshRange:
@@ -226,7 +228,7 @@ func Apply(have State, ops []Op) State {
 		}
 		delete(out, o.Key)
 		switch o.Key.(type) {
-		case Netns, TaskTable, BridgeTable, MarkTable, LiftTable, BackTable, MeshTable, IPVSService:
+		case Netns, TaskTable, BridgeTable, MarkTable, LiftTable, BackTable, GuardTable, MeshTable, IPVSService:
 			maps.DeleteFunc(out, func(k Key, _ Value) bool { return inside(k, o.Key) })
 		}
 	}
@@ -250,6 +252,11 @@ func inside(k, gone Key) bool {
 	case BackTable:
 		b, ok := k.(Back)
 		return ok && b.NS == gone.NS
+	case GuardTable:
+		switch k.(type) {
+		case GuardPort, GuardAddr:
+			return k.Netns() == gone.NS
+		}
 	case MeshTable:
 		switch k.(type) {
 		case MeshNet, MeshPort, MeshRange, MeshMasq, MeshAllow:

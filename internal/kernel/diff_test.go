@@ -84,6 +84,10 @@ func stands(k kernel.Key) []kernel.Key {
 		return []kernel.Key{kernel.TaskTable{Sandbox: k.Sandbox}}
 	case kernel.Back:
 		return []kernel.Key{kernel.BackTable{NS: k.NS}}
+	case kernel.GuardPort:
+		return []kernel.Key{kernel.GuardTable{NS: k.NS}}
+	case kernel.GuardAddr:
+		return []kernel.Key{kernel.GuardTable{NS: k.NS}}
 	case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:
 		return []kernel.Key{kernel.MeshTable{}}
 	}

@@ -26,7 +26,8 @@ type Mark struct {
 	// Client is the source of packets that have a mark of their own: a member
 	// that must not be given itself. Invalid: all others.
 	Client netip.Addr
-	// Proto and Port are those that packets are to; none: all of them.
+	// Proto and Port are those that packets are to; none: all of them. Port 0 is all
+	// ports of Proto that have no mark of their own.
 	Proto model.Proto
 	Port  uint16
 }
@@ -149,8 +150,11 @@ func (k LiftTo) Netns() string       { return k.NS }
 func (k MarkTable) String() string { return "marks " + in(k.NS) }
 func (k Mark) String() string {
 	s := "mark " + in(k.NS) + " " + k.VIP.String()
-	if k.Proto != "" {
+	switch {
+	case k.Port != 0:
 		s += fmt.Sprintf(" port %d/%s", k.Port, k.Proto)
+	case k.Proto != "":
+		s += " " + string(k.Proto)
 	}
 	if k.Client.IsValid() {
 		s += " client " + k.Client.String()

@@ -67,6 +67,9 @@ func namespace(t *rapid.T, s kernel.State, ns string) {
 	if !rapid.Bool().Draw(t, "balancer") {
 		return
 	}
+	if rapid.Bool().Draw(t, "guard") {
+		guard(t, s, ns)
+	}
 	if rapid.Bool().Draw(t, "ipvs") {
 		ipvs(t, s, ns)
 	}
@@ -110,6 +113,16 @@ func entry(t *rapid.T, s kernel.State, ns string) {
 	}
 }
 
+// guard adds what containers may say that they are.
+func guard(t *rapid.T, s kernel.State, ns string) {
+	s[kernel.GuardTable{NS: ns}] = kernel.GuardTableSpec{Ports: "slv", Pool: netip.MustParsePrefix("250.0.0.0/8")}
+	for i, ip := range some(t, "10.0.0") {
+		dev := fmt.Sprintf("slv%d", i%2)
+		s[kernel.GuardPort{NS: ns, Dev: dev}] = kernel.GuardPortSpec{MAC: mac(t), Aliases: rapid.Bool().Draw(t, "aliases")}
+		s[kernel.GuardAddr{NS: ns, Dev: dev, IP: ip}] = kernel.GuardAddrSpec{MAC: mac(t), VIP: rapid.Bool().Draw(t, "vip")}
+	}
+}
+
 // published adds published ports.
 func published(t *rapid.T, s kernel.State) {
 	s[kernel.Forward{}] = kernel.ForwardSpec{Devices: rapid.SampledFrom([]string{"slm", "slx"}).Draw(t, "devices")}
@@ -142,6 +155,7 @@ func ipvs(t *rapid.T, s kernel.State, ns string) {
 	for i, vip := range some(t, "10.0.2") {
 		n := uint32(i + 1)
 		s[kernel.Mark{NS: ns, VIP: vip}] = kernel.MarkSpec{Mark: n}
+		s[kernel.Mark{NS: ns, VIP: vip, Proto: model.UDP}] = kernel.MarkSpec{Mark: n}
 		s[kernel.IPVSService{NS: ns, Mark: n}] = kernel.IPVSServiceSpec{
 			Scheduler: rapid.SampledFrom([]string{"rr", "wlc"}).Draw(t, "scheduler"), OnePacket: rapid.Bool().Draw(t, "one packet"),
 		}

@@ -37,19 +37,21 @@ type Ring struct {
 	// learned is when each key was learned, by its hash; a key of a former life is
 	// not among them.
 	learned map[string]time.Time
+	unsaved map[string]bool // by hash: in keys, but not in the journal
 }
 
 // New makes a ring of the configured key, if any, and of durable records; those
 // of other kinds are ignored. A configured key is the only one: the operator
 // has decided. changed is called after each new key, and must not block.
 func New(journal Journal, records []model.Record, configured []byte, changed func()) *Ring {
-	r := &Ring{journal: journal, changed: changed, learned: make(map[string]time.Time)}
+	r := &Ring{journal: journal, changed: changed, learned: make(map[string]time.Time), unsaved: make(map[string]bool)}
 	if len(configured) > 0 {
 		r.keys, r.fixed = [][]byte{bytes.Clone(configured)}, true
 		return r
 	}
 	for _, rec := range records {
-		if rec.Kind == kindKey {
+		// One that gossip cannot take would keep it from starting.
+		if rec.Kind == kindKey && slices.Contains([]int{16, 24, 32}, len(rec.Value)) { // AES
 			r.insert(rec.Value)
 		}
 	}
@@ -98,16 +100,24 @@ func (r *Ring) Current(ctx context.Context) ([]byte, error) {
 }
 
 // Add puts a key into the ring, durably. One that is there is no error; beside
-// a configured key none is taken, which is no error either.
+// a configured key none is taken, which is no error either. A key that cannot be
+// recorded is used all the same, as the other nodes do; the error says so, and
+// each further Add of it tries again.
 func (r *Ring) Add(ctx context.Context, key []byte) error {
 	r.mu.Lock()
-	known := r.fixed || slices.ContainsFunc(r.keys, func(k []byte) bool { return bytes.Equal(k, key) })
-	var err error
-	if !known {
-		err = r.addLocked(ctx, key)
+	known := slices.ContainsFunc(r.keys, func(k []byte) bool { return bytes.Equal(k, key) })
+	if r.fixed || known && !r.unsaved[name(key)] {
+		r.mu.Unlock()
+		return nil
+	}
+	err := r.addLocked(ctx, key)
+	if err != nil && !known {
+		r.insert(key)
+		r.learned[name(key)] = time.Now()
+		r.unsaved[name(key)] = true
 	}
 	r.mu.Unlock()
-	if err == nil && !known {
+	if !known {
 		r.announce()
 	}
 	return err
@@ -119,7 +129,10 @@ func (r *Ring) addLocked(ctx context.Context, key []byte) error {
 		return fmt.Errorf("record the gossip key: %w", err)
 	}
 	r.insert(key)
-	r.learned[name(key)] = time.Now()
+	if !r.unsaved[name(key)] { // else it was learned when it could not be recorded
+		r.learned[name(key)] = time.Now()
+	}
+	delete(r.unsaved, name(key))
 	return nil
 }
 
@@ -151,6 +164,7 @@ func (r *Ring) ForgetBefore(ctx context.Context, t time.Time) error {
 	r.keys = slices.DeleteFunc(r.keys, old)
 	for _, k := range dels {
 		delete(r.learned, k.Key)
+		delete(r.unsaved, k.Key)
 	}
 	return nil
 }

@@ -112,18 +112,36 @@ func TestAConfiguredKeyIsTheOnlyOne(t *testing.T) {
 	}
 }
 
-func TestAKeyThatCannotBeRecordedIsNotUsed(t *testing.T) {
+// TestANewKeyThatCannotBeRecordedIsNotUsed: a restart would have another.
+func TestANewKeyThatCannotBeRecordedIsNotUsed(t *testing.T) {
 	disk := errors.New("no space left on device")
 	j := &journal{fail: disk}
 	r := keyring.New(j, nil, nil, func() { t.Error("told of a change") })
-	if err := r.Add(t.Context(), key(1)); !errors.Is(err, disk) {
-		t.Errorf("Add: %v", err)
-	}
 	if k, err := r.Current(t.Context()); !errors.Is(err, disk) || k != nil {
 		t.Errorf("Current: %v", err)
 	}
 	if n := len(r.Keys()); n != 0 {
 		t.Errorf("%d keys", n)
+	}
+}
+
+// TestTheSwarmsKeyIsUsedWhileItCannotBeRecorded: the others use it already, and
+// whoever brought it brings it again.
+func TestTheSwarmsKeyIsUsedWhileItCannotBeRecorded(t *testing.T) {
+	disk := errors.New("no space left on device")
+	j, changes := &journal{fail: disk}, 0
+	r := keyring.New(j, nil, nil, func() { changes++ })
+	for range 2 {
+		if err := r.Add(t.Context(), key(1)); !errors.Is(err, disk) {
+			t.Errorf("Add: %v", err)
+		}
+	}
+	if !equal(r.Keys(), [][]byte{key(1)}) || changes != 1 {
+		t.Errorf("%d keys, told %d times", len(r.Keys()), changes)
+	}
+	j.fail = nil
+	if err := r.Add(t.Context(), key(1)); err != nil || len(j.records) != 1 || changes != 1 {
+		t.Errorf("%v; %d records, told %d times", err, len(j.records), changes)
 	}
 }
 

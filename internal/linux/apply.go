@@ -24,6 +24,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []kernel.Op) []error {
 	for _, s := range k.spaces {
 		clear(s.devices)
 	}
+	defer k.beforeLocked(ops)()
 	errs := make([]error, len(ops))
 	for i := 0; i < len(ops); {
 		n, phase := 1, ops[i].Key.Phase()
@@ -286,7 +287,7 @@ func (k *Kernel) applyTask(sandbox string, ops []kernel.Op) []error {
 	}
 	err := withTask(sandbox, func(fd int) error {
 		if len(routes) > 0 {
-			spread(ofRoutes, k.applyTaskRoutes(fd, sandbox, routes))
+			spread(ofRoutes, k.applyEach(fd, sandbox, routes, (*conn).applyTaskRoute))
 		}
 		if len(tables) > 0 {
 			err := errNoTables
@@ -303,7 +304,30 @@ func (k *Kernel) applyTask(sandbox string, ops []kernel.Op) []error {
 			}
 		}
 		if len(tunnels) > 0 {
-			spread(ofTunnels, k.applyTunnels(fd, sandbox, tunnels))
+			spread(ofTunnels, k.applyEach(fd, sandbox, tunnels, k.applyTunnel))
+		}
+		return nil
+	})
+	if err != nil {
+		fill(errs, err)
+	}
+	return errs
+}
+
+// applyEach does ops of one task, each by itself, over a connection to its namespace,
+// open at fd.
+func (k *Kernel) applyEach(fd int, sandbox string, ops []kernel.Op, do func(*conn, kernel.Op) error) []error {
+	errs := make([]error, len(ops))
+	err := k.inside(fd, sandbox, func() error {
+		c, err := dial()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		for i, o := range ops {
+			if err := do(c, o); err != nil {
+				errs[i] = fmt.Errorf("%w%s", err, hint(err))
+			}
 		}
 		return nil
 	})

@@ -29,6 +29,7 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 		return nil, fs.ErrClosed
 	}
 	out := kernel.State{}
+	k.watchLocked(sandboxes)
 	names, err := k.namesLocked()
 	if err != nil {
 		return nil, err
@@ -71,6 +72,7 @@ func (k *Kernel) Dump(ctx context.Context, sandboxes []string) (kernel.State, er
 	if err != nil {
 		return nil, fmt.Errorf("dump host: %w", err)
 	}
+	k.seenLocked("", veths)
 	byIndex := make(map[int]device, len(veths))
 	for _, d := range veths {
 		byIndex[d.index] = d
@@ -192,6 +194,7 @@ func (k *Kernel) dumpSpace(s *space, out kernel.State) (peers map[kernel.Link]in
 	if err != nil {
 		return nil, err
 	}
+	k.seenLocked(s.name, ls)
 	byIndex := make(map[int]device, len(ls))
 	for _, d := range ls {
 		byIndex[d.index] = d

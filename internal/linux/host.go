@@ -15,23 +15,36 @@ import (
 // vtep: what a VXLAN packet, headers included, may measure. It is
 // kernel.ErrNotExist if no device has the address.
 func (k *Kernel) UnderlayMTU(vtep netip.Addr) (int, error) {
+	d, err := k.underlay(vtep)
+	if err != nil {
+		return 0, fmt.Errorf("find MTU of underlay: %w", err)
+	}
+	return d.mtu, nil
+}
+
+// UnderlayDevice is the name of the host's device that has the address vtep; errors
+// are as UnderlayMTU's.
+func (k *Kernel) UnderlayDevice(vtep netip.Addr) (string, error) {
+	d, err := k.underlay(vtep)
+	if err != nil {
+		return "", fmt.Errorf("find device of underlay: %w", err)
+	}
+	return d.name, nil
+}
+
+func (k *Kernel) underlay(vtep netip.Addr) (device, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	as, err := k.host.conn.addrs()
 	if err != nil {
-		return 0, fmt.Errorf("find MTU of underlay: %w", err)
+		return device{}, err
 	}
 	for _, a := range as {
-		if a.prefix.Addr() != vtep.Unmap() {
-			continue
+		if a.prefix.Addr() == vtep.Unmap() {
+			return k.host.conn.linkByIndex(a.index)
 		}
-		d, err := k.host.conn.linkByIndex(a.index)
-		if err != nil {
-			return 0, fmt.Errorf("find MTU of underlay: %w", err)
-		}
-		return d.mtu, nil
 	}
-	return 0, fmt.Errorf("find MTU of underlay: address %s %w on any device of the host; set the data-path address of the engine to one of its own", vtep, kernel.ErrNotExist)
+	return device{}, fmt.Errorf("address %s %w on any device of the host; set the data-path address of the engine to one of its own", vtep, kernel.ErrNotExist)
 }
 
 // HostPrefixes are the IPv4 networks that the host itself uses, masked, in order,

@@ -234,7 +234,7 @@ func (k *Kernel) spaceLocked(name string) (*space, error) {
 	}
 	k.spaces[name] = s
 	if k.watch != nil {
-		k.watch.add(s)
+		k.watch.addOrWarn(s)
 	}
 	return s, nil
 }

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -217,6 +218,18 @@ func (k *Kernel) changeLink(s *space, d device, key kernel.Link, want kernel.Lin
 	}
 	if master != 0 && d.quiet != want.Quiet {
 		as = append(as, portAttr(want.Quiet))
+	}
+	if key.Kind == kernel.Bridge && d.quiet != want.Quiet {
+		if err := s.conn.setLink(key.Name, 0, []*nl.RtAttr{kindAttr("bridge", func(data *nl.RtAttr) {
+			var opt [8]byte // the values, and which of them are meant
+			binary.NativeEndian.PutUint32(opt[4:], brNoLLLearn)
+			if want.Quiet {
+				binary.NativeEndian.PutUint32(opt[:], brNoLLLearn)
+			}
+			data.AddRtAttr(unix.IFLA_BR_MULTI_BOOLOPT, opt[:])
+		})}); err != nil {
+			return fmt.Errorf("set learning from link-local frames to %t: %w", !want.Quiet, err)
+		}
 	}
 	if key.Kind == kernel.VXLAN && d.learn {
 		// Never on: packets must not teach us where a MAC lives. By itself,

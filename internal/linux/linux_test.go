@@ -3,6 +3,7 @@ package linux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -64,13 +65,19 @@ func TestWatchTellsOfWhatOthersDo(t *testing.T) {
 		step.do()
 		notice(t, ch)
 		settle(ch)
+		if told := k.Notices(); told.Empty() {
+			t.Error("a notice of nothing")
+		}
 	}
 	run(t, w.host, "ip link add stranger type bridge")
-	run(t, ns, "ip link set br0 mtu 1300")
-	select {
-	case <-ch:
-		t.Error("a notice of what is nothing to us")
-	case <-time.After(100 * time.Millisecond):
+	run(t, ns, "ip link add stranger type bridge")
+	run(t, w.host, "ip neigh add 192.0.2.9 dev eth0 lladdr 02:00:00:00:00:09 nud permanent")
+	settle(ch)
+	// The kernel may tell of the carrier of our own devices some time later.
+	for key := range k.Notices().Objects {
+		if text := key.String(); strings.Contains(text, "stranger") || strings.Contains(text, "eth0") {
+			t.Errorf("a notice of what is nothing to us: %s", text)
+		}
 	}
 	if _, err := k.Watch(ctx); err == nil {
 		t.Error("a second watch was allowed")
@@ -101,6 +108,51 @@ func TestWatchDoesNotKeepNamespacesAlive(t *testing.T) {
 	for names(t, w.host)["probe"] {
 		if time.Now().After(deadline) {
 			t.Fatal("the namespace outlives its deletion: something holds it")
+		}
+	}
+}
+
+// That of a task is held by the watch no longer than the next dump says, and not longer
+// than its path is there, whoever still asks for it.
+func TestWatchLetsGoOfTasks(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("still asked for: %t", asked), func(t *testing.T) { letsGo(t, asked) })
+	}
+}
+
+func letsGo(t *testing.T, asked bool) {
+	netnstest.Need(t, netnstest.NFTables)
+	k, w := newHost(t, nft.Tables{})
+	if _, err := k.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(netnstest.Dir(t), "task")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	run(t, w.host, "unshare --net=%s true", path)
+	// A device whose other end is in the namespace goes with it, when it really goes.
+	run(t, w.host, "ip link add probe type veth peer name probe1 netns %s", path)
+	if _, err := k.Dump(t.Context(), []string{path}); err != nil {
+		t.Fatal(err)
+	}
+	if k.watch.subs[taskPrefix+path] == nil {
+		t.Fatal("the task is not watched")
+	}
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	if asked {
+		paths = []string{path}
+	}
+	if _, err := k.Dump(t.Context(), paths); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second) // the kernel cleans up within some 100 ms
+	for names(t, w.host)["probe"] {
+		if time.Now().After(deadline) {
+			t.Fatal("the task's namespace outlives it: something holds it")
 		}
 	}
 }

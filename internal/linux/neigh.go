@@ -89,17 +89,14 @@ func (s *space) applyNeigh(k kernel.Neigh, want kernel.Value) error {
 		return fmt.Errorf("neighbour %s: only IPv4 is supported", k.IP)
 	}
 	d, err := s.device(k.Dev)
-	if want == nil {
-		if errors.Is(err, kernel.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return absentOK(s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_INET, neigh{index: d.index, ip: k.IP})))
+	if want == nil && errors.Is(err, kernel.ErrNotExist) {
+		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if want == nil {
+		return absentOK(s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_INET, neigh{index: d.index, ip: k.IP})))
 	}
 	return s.conn.do(s.conn.neighRequest(unix.RTM_NEWNEIGH, replace, unix.AF_INET, neigh{
 		index: d.index, state: unix.NUD_PERMANENT, ip: k.IP, mac: want.(kernel.NeighSpec).MAC,
@@ -112,13 +109,13 @@ func (s *space) applyNeigh(k kernel.Neigh, want kernel.Value) error {
 // that the MAC is its own.)
 func (s *space) applyFDB(k kernel.FDB, want kernel.Value) error {
 	d, err := s.device(k.Dev)
+	if want == nil && errors.Is(err, kernel.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	if want == nil {
-		if errors.Is(err, kernel.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
 		if d.kind == "veth" {
 			return absentOK(s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_BRIDGE, neigh{index: d.index, flags: unix.NTF_MASTER, mac: k.MAC})))
 		}
@@ -129,9 +126,6 @@ func (s *space) applyFDB(k kernel.FDB, want kernel.Value) error {
 			master = s.conn.do(s.conn.neighRequest(unix.RTM_DELNEIGH, 0, unix.AF_BRIDGE, neigh{index: d.index, flags: unix.NTF_MASTER, mac: k.MAC}))
 		}
 		return errors.Join(absentOK(self), absentOK(master))
-	}
-	if err != nil {
-		return err
 	}
 	if d.master == 0 {
 		return fmt.Errorf("bridge of %s %w", k.Dev, kernel.ErrNotExist)

@@ -33,6 +33,9 @@ const (
 	extSkipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 	netnsaNSID   = 1      // NETNSA_NSID
 	netnsaFD     = 3      // NETNSA_FD
+	// A bit of struct br_boolopt_multi, which is the values and which of them count
+	// (if_bridge.h; Linux 5.0).
+	brNoLLLearn = 1 << 0 // BR_BOOLOPT_NO_LL_LEARN
 )
 
 // conn is a route netlink socket of one namespace. The library locks it per request.
@@ -125,7 +128,7 @@ type device struct {
 	remote netip.Addr // ipip: the only sender; unspecified: anybody
 	loose  bool       // rp_filter is 2
 	learn  bool       // VXLAN learns VTEPs from packets
-	quiet  bool       // bridge port: neither learns nor floods, ARP is suppressed
+	quiet  bool       // bridge port: neither learns nor floods, ARP is suppressed; bridge: see isDeaf
 }
 
 // attrs calls f for each route attribute in b. A malformed tail ends it.
@@ -207,7 +210,20 @@ func parseLink(b []byte) (device, bool) {
 		parseIPIP(&d, data)
 	}
 	d.quiet = isQuiet(port) && !d.learn
+	if d.kind == string(kernel.Bridge) {
+		d.quiet = isDeaf(data)
+	}
 	return d, true
+}
+
+// isDeaf reports whether a bridge learns nothing from frames for bridges alone.
+func isDeaf(data []byte) (deaf bool) {
+	attrs(data, func(typ uint16, v []byte) {
+		if typ == unix.IFLA_BR_MULTI_BOOLOPT {
+			deaf = u32(v)&brNoLLLearn != 0
+		}
+	})
+	return deaf
 }
 
 func parseVXLAN(d *device, data []byte) {

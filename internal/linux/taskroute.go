@@ -210,31 +210,10 @@ func (c *conn) deviceOf(p netip.Prefix) (device, error) {
 	return device{}, fmt.Errorf("a device with address %s %w in the task's namespace", p, kernel.ErrNotExist)
 }
 
-// applyTaskRoutes does ops, which are routes of one task, each by itself.
-func (k *Kernel) applyTaskRoutes(fd int, sandbox string, ops []kernel.Op) []error {
-	errs := make([]error, len(ops))
-	err := k.inside(fd, sandbox, func() error {
-		c, err := dial()
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		for i, o := range ops {
-			if errs[i] = c.applyTaskRoute(o.Key.(kernel.TaskRoute).Addr, o.Want); errs[i] != nil {
-				errs[i] = fmt.Errorf("%w%s", errs[i], hint(errs[i]))
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		fill(errs, err)
-	}
-	return errs
-}
-
 // applyTaskRoute makes rule and table of an address, or deletes them. The rule comes
 // last and goes first: without a route in its table it would lead to main.
-func (c *conn) applyTaskRoute(addr netip.Addr, want kernel.Value) error {
+func (c *conn) applyTaskRoute(o kernel.Op) error {
+	addr, want := o.Key.(kernel.TaskRoute).Addr, o.Want
 	if !addr.Is4() {
 		return fmt.Errorf("address %s is not IPv4: %w", addr, kernel.ErrUnsupported)
 	}

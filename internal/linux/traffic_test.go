@@ -55,6 +55,28 @@ func newCounting(t *testing.T) (k *Kernel, tables, lvs counting) {
 	return k, tables, lvs
 }
 
+// dropping counts what a guard has dropped.
+type dropping struct{ counting }
+
+func (dropping) Dropped(int, string) (uint64, error) { return 7, nil }
+
+func TestDroppedAsksTheTables(t *testing.T) {
+	k, tables, _ := newCounting(t)
+	if n, err := k.Dropped("sluice-net"); n != 0 || err != nil {
+		t.Errorf("tables that do not count: %d, %v; want 0", n, err)
+	}
+	k.cfg.Tables = dropping{tables}
+	if n, err := k.Dropped("sluice-net"); n != 7 || err != nil {
+		t.Errorf("%d, %v; want 7", n, err)
+	}
+	if _, err := k.Dropped("sluice-gone"); !errors.Is(err, kernel.ErrNotExist) {
+		t.Errorf("no such namespace: %v", err)
+	}
+	if _, err := k.Dropped("docker0"); err == nil {
+		t.Error("a namespace that is not ours is read")
+	}
+}
+
 func TestTrafficJoinsBothDatapaths(t *testing.T) {
 	k, tables, lvs := newCounting(t)
 	want := maps.Clone(tables.traffic)

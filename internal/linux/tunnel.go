@@ -148,29 +148,13 @@ func (k *Kernel) dumpDevices(fd int, sandbox string, out kernel.State) error {
 	return nil
 }
 
-// applyTunnels does ops, which are tunnels of one task, each by itself.
-func (k *Kernel) applyTunnels(fd int, sandbox string, ops []kernel.Op) []error {
-	errs := make([]error, len(ops))
-	err := k.inside(fd, sandbox, func() error {
-		c, err := dial()
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		for i, o := range ops {
-			addr := o.Key.(kernel.TaskTunnel).Addr
-			if o.Want != nil {
-				errs[i] = k.makeTunnel(c, addr)
-			} else {
-				errs[i] = c.deleteTunnel(addr)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		fill(errs, err)
+// applyTunnel makes the tunnel of a task, or deletes it.
+func (k *Kernel) applyTunnel(c *conn, o kernel.Op) error {
+	addr := o.Key.(kernel.TaskTunnel).Addr
+	if o.Want == nil {
+		return c.deleteTunnel(addr)
 	}
-	return errs
+	return k.makeTunnel(c, addr)
 }
 
 // makeTunnel makes the tunnel to addr, or mends the one that is there.
@@ -207,12 +191,12 @@ func (k *Kernel) makeTunnel(c *conn, addr netip.Addr) error {
 		case errors.Is(err, unix.EEXIST):
 			return fmt.Errorf("packets in packets to %s %w by another tunnel in the task's namespace; delete it: %w", addr, kernel.ErrTaken, err)
 		case err != nil:
-			return fmt.Errorf("make %s: %w%s", name, err, hint(err))
+			return fmt.Errorf("make %s: %w", name, err)
 		}
 	}
 	err = c.setLink(name, unix.IFF_UP, []*nl.RtAttr{nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(tunnelAlias(addr))), looseAttr()})
 	if err != nil {
-		return fmt.Errorf("set %s up: %w%s", name, err, hint(err))
+		return fmt.Errorf("set %s up: %w", name, err)
 	}
 	if d, err = c.link(name); err != nil {
 		return err
@@ -224,7 +208,7 @@ func (k *Kernel) makeTunnel(c *conn, addr netip.Addr) error {
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, local[:]))
 	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, local[:]))
 	if err := c.do(req); err != nil {
-		return fmt.Errorf("give %s its address: %w%s", name, err, hint(err))
+		return fmt.Errorf("give %s its address: %w", name, err)
 	}
 	return nil
 }

@@ -121,6 +121,12 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 		run(t, ns, "nft delete element bridge sluice real { %s }", k.MAC)
 	case kernel.LiftTable:
 		run(t, ns, "nft delete table bridge sluice-lift")
+	case kernel.GuardTable:
+		run(t, ns, "nft delete table bridge sluice-guard")
+	case kernel.GuardPort:
+		w.spoilGuard(t, ns, "ports", k.Dev, how)
+	case kernel.GuardAddr:
+		w.spoilGuard(t, ns, "addresses", k.Dev+" . "+k.IP.String(), how)
 	case kernel.LiftTo:
 		run(t, ns, "nft delete element bridge sluice-lift to { %s }", k.IP)
 	case kernel.Mark: // of a port
@@ -138,6 +144,29 @@ func (w world) Spoil(t *testing.T, key kernel.Key, how kerneltest.Damage) {
 	default:
 		t.Fatalf("spoil %s: no way known", key)
 	}
+}
+
+// spoilGuard takes the elements of a map away that begin with key, which is how
+// nft prints them, or gives them another MAC.
+func (w world) spoilGuard(t *testing.T, ns *netnstest.NS, set, key string, how kerneltest.Damage) {
+	t.Helper()
+	list := run(t, ns, "nft list map bridge sluice-guard %s", set)
+	_, list, _ = strings.Cut(list, "elements = {")
+	list, _, _ = strings.Cut(list, "}")
+	for elem := range strings.SplitSeq(list, ",") {
+		elem = strings.TrimSpace(elem)
+		at, data, _ := strings.Cut(elem, " : ")
+		if !strings.HasPrefix(strings.ReplaceAll(at, "\"", ""), key) {
+			continue
+		}
+		run(t, ns, "nft delete element bridge sluice-guard %s { %s }", set, at)
+		if how == kerneltest.Changed {
+			at = at[:strings.LastIndex(at, " . ")] + " . 02:00:00:00:00:99"
+			run(t, ns, "nft add element bridge sluice-guard %s { %s : %s }", set, at, data)
+		}
+		return
+	}
+	t.Fatalf("map %s has no element %s: %s", set, key, list)
 }
 
 func (w world) spoilMesh(t *testing.T, ns *netnstest.NS, key kernel.Key, how kerneltest.Damage) {

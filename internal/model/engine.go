@@ -17,13 +17,18 @@ type EngineSnapshot struct {
 
 	// Swarm, from GET /info.
 	SwarmValid bool
-	Active     bool // the node is part of a swarm, and at work in it
-	NoSwarm    bool // the node is part of none; one that is locked, pending or in error is neither
+	SwarmAt    time.Time // when it was asked for
+	Active     bool      // the node is part of a swarm, and at work in it
+	NoSwarm    bool      // the node is part of none; one that is locked, pending or in error is neither
 	Node       NodeID
 	NodeAddr   netip.Addr
 	Managers   []netip.Addr // of all managers the engine knows, this node included if it is one
 	Manager    bool
 	Leader     bool
+	LeaderAt   time.Time // when a manager was asked which node leads, as Leader has it; zero if not Leader
+	// Follows is when a manager was asked which node leads, if that is another; zero if
+	// it is not known to be. It is no later than the answer: this one may lead since.
+	Follows time.Time
 
 	// Containers, from GET /containers/json.
 	ContainersValid bool
@@ -44,6 +49,7 @@ type EngineSnapshot struct {
 	Services      map[ServiceID]Service
 	Leaving       []TaskID                   // desired state beyond running, observed not yet
 	Live          map[NetworkID][]netip.Addr // addresses in use: gateways, VIPs, live tasks
+	Holders       map[NetworkID][]Holder     // who has those of Live, in their order
 	Nodes         map[NodeID]EngineNode      // of the swarm
 }
 
@@ -66,6 +72,8 @@ type EngineNetwork struct {
 	Internal bool
 	Subnet   netip.Prefix
 	Gateway  netip.Addr
+	Range    netip.Prefix // of the addresses that are given unasked; zero: all of Subnet
+	IPAM     string       // the driver of its addresses, which need not be ours
 	Options  map[string]string
 	Peers    []netip.Addr // gossip addresses of the nodes that have it, by verbose inspect
 
@@ -90,3 +98,26 @@ type EngineNode struct {
 	// Labels are those that people gave it (docker node update --label-add).
 	Labels map[string]string
 }
+
+// Holder is who has an address of a network.
+type Holder struct {
+	Addr netip.Addr
+	Kind HolderKind
+	ID   string // of the service, of the task; of an endpoint's task, if it has one
+
+	Service   ServiceID // of a task
+	Slot      int       // of a task; 0 for one of a global service
+	Node      NodeID    // of a task or endpoint; empty: not placed yet
+	Container string    // id, of a task that is a container which somebody attached
+}
+
+// HolderKind is what a Holder is.
+type HolderKind string
+
+// Kinds of holders.
+const (
+	HolderGateway  HolderKind = "gateway"
+	HolderService  HolderKind = "service" // the address is its virtual IP
+	HolderTask     HolderKind = "task"
+	HolderEndpoint HolderKind = "endpoint" // of a container, by its node's word
+)

@@ -21,6 +21,10 @@ type View struct {
 	Remotes   map[EndpointID]Remote   // of other nodes, on any network
 	Services  map[ServiceID]Service   // of the swarm, also with zero replicas
 
+	// Fresh are the endpoints that have become ready within their service's SlowStart,
+	// and since when this process has known that.
+	Fresh map[EndpointID]time.Time
+
 	// Published are the networks on which a service publishes ports, here or not, as
 	// the leading manager tells them.
 	Published map[NetworkID]Network
@@ -127,6 +131,9 @@ type Endpoint struct {
 	Prepared netip.Addr // the VIP that the task's namespace translates, read back; invalid: none
 	Tunnel   bool       // the task's namespace takes IPIP packets to Addr, read back
 	Meshed   bool       `json:",omitzero"` // it takes connections from entries and answers by them, read back
+	// Leaves is when this node first heard that a manager wants the task gone; zero:
+	// it has not.
+	Leaves time.Time `json:",omitzero"`
 }
 
 // ServiceOptions are the values of `--network name=N,driver-opt=sluice.…`. In
@@ -150,6 +157,12 @@ type ServiceOptions struct {
 	Lower int `json:",omitzero"`
 	// Idle is for how many seconds a connection may be silent; 0: the default.
 	Idle int `json:",omitzero"`
+	// Drain is for how many seconds the connections of a leaving task go on; 0: as
+	// long as the task.
+	Drain int `json:",omitzero"`
+	// SlowStart is over how many seconds a task that has become ready gets up to its
+	// share; 0: it has it at once.
+	SlowStart int `json:",omitzero"`
 
 	// Published are the ports of nodes that lead to the service's tasks. The four
 	// below are empty if it is.
@@ -183,6 +196,8 @@ type Remote struct {
 	Prepared netip.Addr // the VIP that the task's namespace translates; invalid: none
 	Tunnel   bool       // the task's namespace takes IPIP packets to Addr
 	Meshed   bool       // it takes connections from entries and answers by them
+	// Lost: the swarm takes its node for lost, and it is out of contact, too.
+	Lost bool
 }
 
 // Service is a swarm service, as a manager told it.

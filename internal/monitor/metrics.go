@@ -29,6 +29,9 @@ func text(st diag.Status, ss diag.Services, stopping bool) string {
 	gauge("sluice_services", float64(st.Services))
 	gauge("sluice_resident_memory_bytes", float64(st.Memory))
 
+	gauge("sluice_state_saved", truth(st.State.Saved))
+	counter("sluice_state_damages_total", uint64(max(st.State.Damaged, 0)))
+
 	peers := map[string]int{diag.PeerPresent: 0, diag.PeerLost: 0}
 	for _, p := range st.Gossip.Peers {
 		peers[p.State]++
@@ -40,7 +43,9 @@ func text(st diag.Status, ss diag.Services, stopping bool) string {
 	counter("sluice_loop_rounds_total", st.Loop.Rounds)
 	counter("sluice_loop_changes_total", st.Loop.Changes)
 	counter("sluice_loop_failures_total", st.Loop.Failures)
-	counter("sluice_loop_drift_total", st.Loop.Drift)
+	for kind, n := range st.Loop.DriftByKind {
+		counter("sluice_drift_total", n, "kind", kind)
+	}
 	gauge("sluice_loop_last_round_seconds", st.Loop.LastRound.Seconds())
 	if !st.Loop.ReadBack.IsZero() {
 		gauge("sluice_loop_read_back_timestamp_seconds", float64(st.Loop.ReadBack.Unix()))
@@ -50,7 +55,19 @@ func text(st diag.Status, ss diag.Services, stopping bool) string {
 		counter("sluice_engine_calls_failed_total", c.Failed, "method", c.Method)
 	}
 
+	for _, a := range st.Addresses {
+		for _, x := range []struct {
+			state string
+			n     int
+		}{{"used", a.Used}, {"free", a.Free}, {"leaked", a.Leaked}} {
+			gauge("sluice_ipam_addresses", float64(x.n), "network", a.Network, "subnet", a.Subnet, "state", x.state)
+		}
+	}
+
 	counter("sluice_missed_connections_total", st.Published.Missed)
+	for _, n := range st.Guard.Networks {
+		counter("sluice_guard_dropped_total", n.Frames, "network", n.Network)
+	}
 	gauge("sluice_published_ports", float64(st.Published.Served), "state", "served")
 	gauge("sluice_published_ports", float64(st.Published.Lost), "state", "lost")
 	gauge("sluice_published_ports", float64(st.Published.Idle), "state", "idle")

@@ -18,7 +18,8 @@ import (
 	"sluice/internal/model"
 )
 
-// Node is what is asked of the node; *diag.Server answers. Its methods do not wait.
+// Node is what is asked of the node; *diag.Server answers. Its methods do not wait, but
+// for Status, which reads a counter of each network from the kernel.
 type Node interface {
 	Healthy() error
 	Serves(port uint16, proto model.Proto) (string, error)

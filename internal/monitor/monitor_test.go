@@ -103,8 +103,10 @@ func busy() *node {
 		Version: "v1.2.3", Scope: "global", Node: "node1", Host: "h1", Role: "worker", Engine: "28.5.2", Datapath: "ipvs",
 		Networks: 2, Endpoints: 3, Services: 2, Memory: 27 << 20,
 		Published: diag.Published{Served: 2, Lost: 2, Idle: 1, Missed: 4, Drained: true},
+		Addresses: []diag.AddressUse{{Network: "shop", Subnet: "10.255.0.0/20", Used: 6, Free: 3831, Leaked: 2}, {Subnet: "10.254.0.0/24", Free: 239}},
+		Guard:     diag.Guard{Dropped: 7, Networks: []diag.Dropped{{Network: "web", ID: "w", Frames: 7}, {Network: "far", ID: "f"}}},
 		Gossip:    diag.Gossip{Peers: []diag.Peer{{State: diag.PeerPresent}, {State: diag.PeerPresent}, {State: diag.PeerLost}}},
-		Loop:      diag.LoopState{Rounds: 40, Changes: 52, Failures: 2, Drift: 1, LastRound: 12500 * time.Microsecond, ReadBack: time.Unix(1700000000, 0)},
+		Loop:      diag.LoopState{Rounds: 40, Changes: 52, Failures: 2, Drift: 1, DriftByKind: map[string]uint64{"link": 1, "fdb": 0}, LastRound: 12500 * time.Microsecond, ReadBack: time.Unix(1700000000, 0)},
 		Calls:     []diag.Call{{Method: "NetworkDriver.Join", Calls: 4, Failed: 2}},
 		Problems:  []diag.Problem{{What: "something"}},
 	}

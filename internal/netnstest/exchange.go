@@ -8,8 +8,9 @@ import (
 )
 
 // exchangeWait is how long Exchange waits for one datagram, in seconds. A
-// namespace answers within a millisecond; the rest is for a loaded machine.
-const exchangeWait = 1
+// namespace answers within a millisecond. On a loaded machine a new device may take a
+// second until it is up, and ARP, which was asked too early, asks again each second.
+const exchangeWait = 5
 
 // Exchange sends count UDP datagrams from one namespace to the address addr of
 // another and an answer to each, one after the other. The error says which one

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -16,7 +17,9 @@ import (
 
 // NS is a network namespace. It lives until its test has ended.
 type NS struct {
-	t    testing.TB
+	t testing.TB
+
+	mu   sync.Mutex // guards file against its end; nothing is locked under it
 	file *os.File
 }
 
@@ -40,7 +43,7 @@ func New(t testing.TB) *NS {
 	if err != nil {
 		t.Fatalf("new network namespace: %v", err)
 	}
-	t.Cleanup(func() { ns.file.Close() })
+	t.Cleanup(ns.close)
 	return ns
 }
 
@@ -51,12 +54,24 @@ func Open(t testing.TB, path string) *NS {
 	if err != nil {
 		t.Fatalf("open network namespace: %v", err)
 	}
-	t.Cleanup(func() { f.Close() })
-	return &NS{t: t, file: f}
+	ns := &NS{t: t, file: f}
+	t.Cleanup(ns.close)
+	return ns
 }
 
-// FD is an open descriptor of the namespace.
-func (ns *NS) FD() int { return int(ns.file.Fd()) }
+func (ns *NS) close() {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.file.Close()
+}
+
+// FD is an open descriptor of the namespace, and none once the test has ended: a
+// request that it did not wait for may come too late.
+func (ns *NS) FD() int {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	return int(ns.file.Fd())
+}
 
 // Path is a path of the namespace, good in this process as long as the test runs.
 func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()) }

@@ -85,6 +85,7 @@ func TestServiceOptionsAreRead(t *testing.T) {
 		{map[string]string{Upper: "2147483647", Lower: "2147483647"}, model.ServiceOptions{Upper: MaxConnections, Lower: MaxConnections}},
 		{map[string]string{Upper: "0", Lower: "0"}, model.ServiceOptions{}},
 		{map[string]string{IdleTimeout: "1s"}, model.ServiceOptions{Idle: 1}},
+		{map[string]string{Drain: "2m", SlowStart: "30"}, model.ServiceOptions{Drain: 120, SlowStart: 30}},
 		{map[string]string{Publish: "81:80/tcp"}, model.ServiceOptions{Published: "81:80/tcp"}},
 		{map[string]string{Publish: "443;80;81;8000-8010:9000-9010/UDP"}, model.ServiceOptions{Published: "80-81/tcp;443/tcp;8000-8010:9000-9010/udp"}},
 		{map[string]string{Publish: "1-65535/sctp"}, model.ServiceOptions{Published: "1-65535/sctp"}},
@@ -136,7 +137,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		{"a service's option on a network", network, map[string]string{Weight: "3"},
 			`sluice.weight="3": is an option of a service (docker service create --network name=NET,driver-opt=KEY=VALUE), not of a network; allowed: sluice.datapath, sluice.mode, sluice.scheduler, sluice.vni, sluice.mtu`},
 		{"a network's option on a service", service, map[string]string{VNI: "3"},
-			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight, sluice.ports, sluice.persistence, sluice.persistence.netmask, sluice.one-packet, sluice.threshold.upper, sluice.threshold.lower, sluice.idle-timeout, sluice.publish, sluice.publish.bind, sluice.publish.nodes, sluice.publish.allow, sluice.source`},
+			`sluice.vni="3": is an option of a network (docker network create -o KEY=VALUE), not of a service; allowed: sluice.scheduler, sluice.mode, sluice.weight, sluice.ports, sluice.persistence, sluice.persistence.netmask, sluice.one-packet, sluice.threshold.upper, sluice.threshold.lower, sluice.idle-timeout, sluice.drain, sluice.slow-start, sluice.publish, sluice.publish.bind, sluice.publish.nodes, sluice.publish.allow, sluice.source`},
 		{"all at once, one line", service, map[string]string{Weight: "0", Mode: "warp", Scheduler: ""},
 			`sluice.mode="warp": unknown; allowed: dr, nat, tun | sluice.scheduler: unknown; allowed: rr, wrr, lc, wlc, sh, dh, sed, nq, lblc, lblcr, fo, ovf, mh | sluice.weight="0": out of range; allowed: a number from 1 to 255`},
 		{"a port that is none", service, map[string]string{Ports: "80;http"},
@@ -399,7 +400,7 @@ func TestReadingIsBlindToOrderAndCase(t *testing.T) {
 // TestReadingOfAServiceIsBlindToOrderAndCase: also where two options are of use
 // together only. What is refused leaves nothing behind.
 func TestReadingOfAServiceIsBlindToOrderAndCase(t *testing.T) {
-	keys := []string{Scheduler, Ports, Persistence, Netmask, OnePacket, Upper, Lower, IdleTimeout, Publish, Bind, Nodes, Allow, Source}
+	keys := []string{Scheduler, Ports, Persistence, Netmask, OnePacket, Upper, Lower, IdleTimeout, Drain, SlowStart, Publish, Bind, Nodes, Allow, Source}
 	values := []string{"", "rr", "0", "1", "32", "80", "5m", "600h", "255.255.0.0", "off", "on", "-1", "80-90:180-190/udp", "a=b", "keep", "masquerade"}
 	rapid.Check(t, func(t *rapid.T) {
 		in := rapid.MapOf(rapid.SampledFrom(keys), rapid.SampledFrom(values)).Draw(t, "in")
@@ -426,7 +427,7 @@ func wrong(o model.ServiceOptions) string {
 	switch {
 	case o.Weight < 0 || o.Weight > MaxWeight:
 		return "weight"
-	case o.Persist < 0 || o.Persist > MaxSeconds || o.Idle < 0 || o.Idle > MaxSeconds:
+	case o.Persist < 0 || o.Persist > MaxSeconds || o.Idle < 0 || o.Idle > MaxSeconds || o.Drain < 0 || o.Drain > MaxSeconds || o.SlowStart < 0 || o.SlowStart > MaxSeconds:
 		return "seconds"
 	case o.PersistBits < 0 || o.PersistBits > 32 || (o.PersistBits == 0) != (o.Persist == 0):
 		return "netmask"

@@ -20,6 +20,8 @@ const (
 	Upper       = prefix + "threshold.upper"
 	Lower       = prefix + "threshold.lower"
 	IdleTimeout = prefix + "idle-timeout"
+	Drain       = prefix + "drain"
+	SlowStart   = prefix + "slow-start"
 
 	Publish = prefix + "publish"
 	Bind    = prefix + "publish.bind"
@@ -217,6 +219,22 @@ var serviceOptions = []option[model.ServiceOptions]{
 			Doc: "For how long an open TCP connection may be silent. Then the node of the task ends it, and both sides hear of it. Unset, it is forgotten after 3 h."},
 		set: func(o *model.ServiceOptions, v string) (err error) {
 			o.Idle, err = seconds(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: Drain, Default: "none", Allowed: durations,
+			Doc: "For how long the open TCP connections of a leaving task may go on, from the moment that the swarm wants it gone, which is 3 s before its stop signal. Then its node ends them, and both sides hear of it. Unset, they go on until the task ends, which is its `--stop-grace-period` after that signal at the latest."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.Drain, err = seconds(v)
+			return err
+		},
+	},
+	{
+		Option: Option{Key: SlowStart, Default: "none", Allowed: durations,
+			Doc: "For how long a task that has just become ready gets less than its share of new connections: from a tenth of it up to all, evenly over this time. With the schedulers `rr`, `wrr`, `lc`, `wlc`, `sed` and `nq`; `rr` is `wrr` then, and `lc` is `wlc`. Each node counts from when it hears that the task is ready."},
+		set: func(o *model.ServiceOptions, v string) (err error) {
+			o.SlowStart, err = seconds(v)
 			return err
 		},
 	},

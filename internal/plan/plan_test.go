@@ -12,6 +12,7 @@ import (
 	"sluice/internal/kernel"
 	"sluice/internal/model"
 	"sluice/internal/plan"
+	"sluice/lb/guard"
 	"sluice/lb/ingress"
 	"sluice/lb/service"
 )
@@ -108,10 +109,11 @@ func publish(t *rapid.T, v *model.View) {
 func TestEveryObjectHasOnePlanner(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := views().Draw(t, "view")
-		parts := []kernel.State{{}, {}, {}}
+		parts := []kernel.State{{}, {}, {}, {}}
 		overlay.Plan(v, parts[0])
 		service.Plan(v, ingress.Balanced(v), parts[1])
 		ingress.Plan(v, parts[2])
+		guard.Plan(v, parts[3])
 		all := kernel.State{}
 		for _, part := range parts {
 			for k, val := range part {
@@ -137,6 +139,45 @@ func TestNothingIsPlannedOnNothing(t *testing.T) {
 			}
 			if _, ok := s[kernel.Netns{Name: k.Netns()}]; !ok {
 				t.Fatalf("%s: its namespace is not planned", k)
+			}
+		}
+	})
+}
+
+// TestWhatATaskAnswersPasses: what a task's namespace translates for it to answer, its
+// ports' guards let out; and nobody has another's address.
+func TestWhatATaskAnswersPasses(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := views().Draw(t, "view")
+		s := plan.Host(v)
+		for id, e := range v.Endpoints {
+			n, here := v.Networks[e.Network]
+			if !here || e.Phase == model.Created {
+				continue
+			}
+			ns, dev := overlay.NetnsName(n), overlay.HostEnd(id)
+			if s[kernel.GuardTable{NS: ns}] == nil {
+				t.Fatalf("%s: there is no guard", ns)
+			}
+			own, _ := s[kernel.GuardAddr{NS: ns, Dev: dev, IP: e.Addr}].(kernel.GuardAddrSpec)
+			if own != (kernel.GuardAddrSpec{MAC: e.MAC}) {
+				t.Fatalf("%s: its own address is let out as %q", dev, own)
+			}
+			for k, val := range s {
+				switch k := k.(type) {
+				case kernel.TaskVIP:
+					if k.Sandbox == e.Sandbox && val.(kernel.TaskVIPSpec).Addr == e.Addr && s[kernel.GuardAddr{NS: ns, Dev: dev, IP: k.VIP}] == nil {
+						t.Fatalf("%s: its answers do not pass %s", kernel.Line(k, val), dev)
+					}
+				case kernel.TaskMesh:
+					if port, _ := s[kernel.GuardPort{NS: ns, Dev: dev}].(kernel.GuardPortSpec); k.Sandbox == e.Sandbox && k.Addr == e.Addr && !port.Aliases {
+						t.Fatalf("%s: its answers do not pass %s", kernel.Line(k, val), dev)
+					}
+				case kernel.GuardAddr:
+					if spec := val.(kernel.GuardAddrSpec); k.NS == ns && k.Dev == dev && !spec.VIP && k.IP != e.Addr {
+						t.Fatalf("%s: it is not its address", kernel.Line(k, val))
+					}
+				}
 			}
 		}
 	})

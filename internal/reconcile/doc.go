@@ -10,8 +10,10 @@
 // why recovery needs no code of its own.
 //
 // What the kernel holds is remembered between rounds and read back at the
-// start, after an error, when the kernel gives notice, and every Interval: a
-// Docker call pays for the change it asks for, not for a dump of everything.
+// start, after an error, when the kernel tells of something that does not go with
+// it, and every Interval: a Docker call pays for the change it asks for, not for a
+// dump of everything. What others changed is mended by the same path, and counted
+// (drift.go).
 //
 // While the view is partial, objects are made and none is changed or removed.
 //

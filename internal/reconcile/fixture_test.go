@@ -3,7 +3,6 @@ package reconcile_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"sync"
 	"testing"
@@ -28,9 +27,13 @@ type fake struct {
 	rounds [][]kernel.Op // what each Apply was given, if anything
 	boxes  []string      // what the last dump was asked to look into
 	delay  time.Duration // how long an Apply takes
+	slow   time.Duration // how long a Dump takes
 }
 
 func (f *fake) Dump(_ context.Context, sandboxes []string) (kernel.State, error) {
+	if f.slow > 0 {
+		time.Sleep(f.slow) // in virtual time
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dumps = append(f.dumps, time.Now())
@@ -72,11 +75,14 @@ func object(i int) kernel.Key { return kernel.Sysctl{NS: "sluice-a", Name: fmt.S
 type fixture struct {
 	*reconcile.Loop
 	kernel *fake
+	told   *told
+	log    *logBook
 
 	mu       sync.Mutex
 	rev      uint64
 	want     kernel.State
 	observed []reconcile.Round
+	unread   bool // what observes rounds asks for another each time
 	ended    chan struct{}
 	cancel   context.CancelFunc
 }
@@ -86,7 +92,8 @@ func start(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{
 		kernel: &fake{state: kernel.State{}, fail: map[kernel.Key]error{}},
-		want:   kernel.State{}, rev: 1, ended: make(chan struct{}),
+		told:   &told{}, log: &logBook{},
+		want: kernel.State{}, rev: 1, ended: make(chan struct{}),
 	}
 	f.Loop = reconcile.New(reconcile.Config{
 		Kernel: f.kernel,
@@ -104,8 +111,11 @@ func start(t *testing.T) *fixture {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.observed = append(f.observed, r)
+			if f.unread {
+				f.Doubt()
+			}
 		},
-		Log: slog.New(slog.DiscardHandler), Interval: interval,
+		Notices: f.told.take, Log: f.log.logger(), Interval: interval,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	f.cancel = cancel

@@ -224,6 +224,29 @@ func TestDriftIsMendedAndCounted(t *testing.T) {
 	}
 }
 
+// TestWhatIsToBeReadBackWaitsForItsTime: the observer asks for a read-back after every
+// round until it has seen what was made; rounds in between would find nothing new.
+func TestWhatIsToBeReadBackWaitsForItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t)
+		f.mu.Lock()
+		f.unread = true
+		f.mu.Unlock()
+		before := f.Stats()
+		f.wait(t, f.wish(add(1)))
+		time.Sleep(time.Second)
+		synctest.Wait() // would not return
+		f.mu.Lock()
+		f.unread = false
+		f.mu.Unlock()
+		after := f.Stats()
+		// One read-back in 50 ms, beside each a round that came too soon, and the wish.
+		if rounds, dumps := after.Rounds-before.Rounds, after.Dumps-before.Dumps; dumps < 15 || rounds > 2*dumps+2 {
+			t.Errorf("%d rounds and %d read-backs in a second", rounds, dumps)
+		}
+	})
+}
+
 func TestANoticeIsFollowedAtOnceButNotTooOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)

@@ -26,6 +26,17 @@
 // deleted, and a fresh one takes its place, with the good records where only
 // check 2 failed; Status tells of it.
 //
+// A disk that takes nothing is tried again every five seconds, and by each change.
+// Meanwhile a change that puts something is refused; one that only removes is not,
+// and a file that is behind is brought up to memory when it is opened again.
+//
+// Whoever is told of an error goes on without the change, so none of it stays: the
+// writer takes back what it wrote for a caller that had given up. Whoever is told of
+// none may find a removal undone, if the process ends before a disk in trouble has
+// taken it. Its callers bear that: an endpoint or a network that is back, the view's
+// Sweep forgets; a lease, ipam's Confirm; the pool and the VNI of a network that is no
+// more, the plugin's follower.
+//
 // Be aware: the checksums find accidents, not forgery. The whole content is held
 // in memory; it is meant for thousands of small records, not for bulk data.
 package store

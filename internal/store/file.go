@@ -234,6 +234,11 @@ func replaceFile(path string, records map[model.RecordKey][]byte) (kept string, 
 		if err := os.Link(path, kept); err != nil {
 			return err
 		}
+		// Else a power loss may keep the second of the two changes alone, and with it
+		// no name of the damaged file.
+		if err := syncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
 		return os.Rename(tmp, path)
 	})
 	return kept, err
@@ -286,6 +291,20 @@ func newFile(path string, records map[model.RecordKey][]byte, place func(tmp str
 		return err
 	}
 	return syncDir(dir)
+}
+
+// tryRoom writes a file beside path and removes it again. One that a crash leaves
+// behind, sweep removes.
+func tryRoom(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, room))
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close(), os.Remove(f.Name()))
 }
 
 // sweep removes what a createFile that was cut off has left. It is called with

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,10 @@ import (
 
 // ErrClosed is answered after Close.
 var ErrClosed = errors.New("the store is closed")
+
+// patience is how long a disk may be at work on one transaction before nobody
+// waits for it any more: the time that a call of the engine may take.
+const patience = time.Second
 
 // Store is an open file. All methods may be called from any goroutine.
 type Store struct {
@@ -32,12 +37,14 @@ type Store struct {
 	once  sync.Once     // of Close
 
 	// mu guards what follows; nothing else is locked while it is held. The
-	// writer alone changes it.
+	// writer alone changes it, but for owed.
 	mu       sync.Mutex
+	owed     []*change                  // removals that the disk had no time for: the writer's next
 	records  map[model.RecordKey][]byte // durable; values are never changed in place
 	damage   []Damage
 	trouble  error // why the last transaction failed; nil once one has succeeded
 	since    time.Time
+	busy     time.Time // since when the disk is at work on a transaction; zero: it is not
 	closeErr error
 
 	w writer
@@ -56,18 +63,19 @@ type Status struct {
 	Path    string
 	Records int
 	Damage  []Damage // found since this process started
-	Kept    []string // every damaged file beside the state file, also of earlier starts
+	Kept    []string // every damaged file beside the state file, also of earlier starts; none while the disk hangs
 	Trouble error    // why changes cannot be saved at present; nil if they can
 	Since   time.Time
 }
 
 // Open opens the state file at path, and makes it and its directory if there is
 // none. A file that cannot be believed is kept aside and replaced by a fresh
-// one; Status then tells. On a read-only or full file system Open succeeds with
-// what could be read, and Commit says what is wrong until it is put right.
+// one; Status then tells. On a read-only, full or failing file system Open
+// succeeds with what could be read, be it nothing, and Commit says what is wrong
+// until it is put right: a node without its records is rebuilt from what the
+// engine and the other nodes know, one that does not start serves nobody.
 //
-// Errors: ErrLocked after two seconds, ErrNewer, and a file that can be neither
-// used nor moved.
+// Errors: ErrLocked after two seconds, and ErrNewer.
 func Open(path string, log *slog.Logger) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -117,8 +125,12 @@ func (s *Store) start(ctx context.Context) error {
 		}
 	case errors.Is(rerr, fs.ErrNotExist):
 		s.records = map[model.RecordKey][]byte{}
+	case errors.Is(rerr, ErrLocked) || errors.Is(rerr, ErrNewer):
+		return rerr
 	default:
-		return errors.Join(err, rerr)
+		s.records = map[model.RecordKey][]byte{}
+		s.w.doubt = rerr
+		s.found(Damage{File: s.path, Reason: rerr.Error()})
 	}
 	s.failed(err)
 	return nil
@@ -147,9 +159,14 @@ func (s *Store) Load(ctx context.Context) ([]model.Record, error) {
 // change that changes nothing costs no write. Commits that wait at the same time
 // are written together, in the order in which they were taken.
 //
-// After an error Load shows none of the change. If ctx ended while the disk was
-// at work it may still become durable and visible, which the error says; if the
-// disk itself failed at the last moment, it may be found after a crash.
+// A change that only removes is not refused for the disk's sake: what it names is
+// gone already. It is written when something can be, before whatever is asked for
+// later; after a crash before that, the records are there again.
+//
+// Commit waits a second at most for a disk that does not answer, and not at all
+// once it has been waited for so long. After an error none of the change stays: what
+// a disk wrote that answered too late, or failed at the last moment, is taken back
+// before the next change is written. Only a crash before that leaves it to be found.
 func (s *Store) Commit(ctx context.Context, puts []model.Record, deletes []model.RecordKey) error {
 	c, err := newChange(puts, deletes)
 	if err != nil {
@@ -160,26 +177,68 @@ func (s *Store) Commit(ctx context.Context, puts []model.Record, deletes []model
 		return ErrClosed
 	default:
 	}
+	if err := s.stuck(); err != nil {
+		if s.owe(c) {
+			return nil
+		}
+		return fmt.Errorf("save %s: nothing was changed: %w", c, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	select {
 	case s.queue <- c:
 	case <-s.stop:
 		return ErrClosed
 	case <-ctx.Done():
+		if s.owe(c) {
+			return nil
+		}
 		return fmt.Errorf("save %s: the disk is busy, nothing was changed: %w", c, ctx.Err())
 	}
 	select {
 	case err := <-c.result:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("save %s: the disk has not answered yet, the change may or may not be durable: %w", c, ctx.Err())
+		if c.puts == 0 {
+			return nil // the writer has it
+		}
+		if !c.settled.CompareAndSwap(false, true) {
+			return <-c.result // it came at the same moment
+		}
+		return fmt.Errorf("save %s: the disk has not answered in time, so nothing was changed: what it may still write is taken back: %w", c, ctx.Err())
 	}
+}
+
+// owe keeps a change for the writer that the disk has no time for, if it only removes.
+func (s *Store) owe(c *change) bool {
+	if c.puts > 0 {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.owed = append(s.owed, c)
+	return true
+}
+
+// takeOwed hands over what is owed, in the order in which it was asked for.
+func (s *Store) takeOwed() []*change {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	owed := s.owed
+	s.owed = nil
+	return owed
 }
 
 // Status is a copy of the store's state.
 func (s *Store) Status() Status {
 	s.mu.Lock()
 	st := Status{Path: s.path, Records: len(s.records), Damage: slices.Clone(s.damage), Trouble: s.trouble, Since: s.since}
+	busy := s.busy
 	s.mu.Unlock()
+	if err := s.stuck(); err != nil {
+		st.Trouble, st.Since = err, busy
+		return st // to look for files would wait for the disk, too
+	}
 	// Glob's only error is a malformed pattern, and a path with such characters then lists nothing.
 	if kept, err := filepath.Glob(s.path + ".damaged-*"); err == nil {
 		st.Kept = kept
@@ -205,19 +264,63 @@ func (s *Store) found(d Damage) {
 	s.damage = append(s.damage, d)
 }
 
+// failed notes that nothing could be saved. It is logged when it is news: it is
+// tried again every few seconds.
 func (s *Store) failed(err error) {
+	err = s.explain(err)
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	news := s.trouble == nil || s.trouble.Error() != err.Error()
 	if s.trouble == nil {
 		s.since = time.Now()
 	}
-	s.trouble = s.explain(err)
+	s.trouble = err
+	s.mu.Unlock()
+	if news {
+		s.log.Error("state cannot be saved, will be retried", "err", err)
+	}
 }
 
 func (s *Store) succeeded(now map[model.RecordKey][]byte) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	was := s.trouble
 	s.trouble, s.since = nil, time.Time{}
+	s.mu.Unlock()
+	if was != nil {
+		s.log.Info("state is saved again", "file", s.path)
+	}
+	s.applied(now)
+}
+
+// troubled reports whether the last transaction failed.
+func (s *Store) troubled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble != nil
+}
+
+// atWork notes that the disk has been given something to do, or has done it.
+func (s *Store) atWork(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy = since
+}
+
+// stuck says that the disk has been at one transaction for too long; nil if not.
+func (s *Store) stuck() error {
+	s.mu.Lock()
+	busy := s.busy
+	s.mu.Unlock()
+	if busy.IsZero() || time.Since(busy) < patience {
+		return nil
+	}
+	return fmt.Errorf("%s: the disk has not answered for %s; see the kernel's log for the disk's errors (it is waited for)",
+		s.path, time.Since(busy).Round(time.Second))
+}
+
+// applied makes a change visible.
+func (s *Store) applied(now map[model.RecordKey][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for k, v := range now {
 		if v == nil {
 			delete(s.records, k)
@@ -238,12 +341,14 @@ func (s *Store) explain(err error) error {
 		hint = "free space on the file system of " + dir
 	case isErrno(err, syscall.EROFS):
 		hint = "the file system of " + dir + " is read-only: remount it writable"
+	case isErrno(err, syscall.ENOENT):
+		hint = "the directory is gone: make it again, or disable and enable the plugin; what is in memory is written then"
 	case errors.Is(err, fs.ErrPermission):
 		hint = "give the plugin write access to " + dir
 	case isErrno(err, syscall.EMFILE), isErrno(err, syscall.ENFILE):
 		hint = "too many open files: raise the limit"
 	}
-	return fmt.Errorf("%s: %w; %s (the next change tries again)", s.path, err, hint)
+	return fmt.Errorf("%s: %w; %s (tried again every few seconds)", s.path, err, hint)
 }
 
 // isErrno is errors.Is, and also finds a system error that bbolt has put into a
@@ -257,6 +362,7 @@ type change struct {
 	puts, deletes int
 	apply         map[model.RecordKey][]byte // nil value: delete
 	result        chan error                 // room for one, so that the writer never waits for a caller that has gone
+	settled       atomic.Bool                // the first to set it decides: the caller has given up, or the writer answers
 }
 
 func newChange(puts []model.Record, deletes []model.RecordKey) (*change, error) {

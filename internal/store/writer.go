@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -19,6 +21,16 @@ import (
 // maxTogether is how many changes share one transaction: bbolt's own bound for
 // a batch, some 10 ms of work before the first caller hears anything.
 const maxTogether = 1000
+
+const (
+	// retryEvery is how often it is tried whether the disk is well again: as long as
+	// the loop takes to see what else has changed behind its back. It is one small
+	// transaction, and only while something is wrong.
+	retryEvery = 5 * time.Second
+	// room in bytes is what must be free on a disk that was full before it counts as
+	// well: a record of usual size, and the pages that bbolt copies for it.
+	room = 64 << 10
+)
 
 // writer owns the database: one goroutine opens, writes and closes it.
 type writer struct {
@@ -35,22 +47,32 @@ func (w *writer) run() {
 	// Should somebody cut the file short while it is mapped, a touch of the lost
 	// part is a fault. Make it a panic of this goroutine, which write recovers.
 	debug.SetPanicOnFault(true)
+	again := time.NewTicker(retryEvery)
+	defer again.Stop()
 	for {
 		select {
 		case <-w.s.stop:
+			w.together(w.s.takeOwed())
 			w.s.mu.Lock()
 			w.s.closeErr = w.close()
 			w.s.mu.Unlock()
 			return
 		case c := <-w.s.queue:
-			w.together(c)
+			w.together([]*change{c})
+		case <-again.C:
+			w.together(w.s.takeOwed())
+			if w.s.troubled() {
+				w.retry()
+			}
 		}
 	}
 }
 
-// together takes c and whatever else waits by now, and answers all of it.
-func (w *writer) together(c *change) {
-	group := []*change{c}
+// together takes a group and whatever else waits by now, and answers all of it.
+func (w *writer) together(group []*change) {
+	if len(group) == 0 {
+		return
+	}
 	for len(group) < maxTogether {
 		select {
 		case c := <-w.s.queue:
@@ -60,17 +82,82 @@ func (w *writer) together(c *change) {
 		}
 		break
 	}
+	// After the queue: what waits there may have been asked for after what is owed.
+	group = append(w.s.takeOwed(), group...)
 	all := map[model.RecordKey][]byte{}
 	for _, c := range group {
 		maps.Copy(all, c.apply)
 	}
+	before := w.have(all)
+	w.s.atWork(time.Now())
+	defer func() { w.s.atWork(time.Time{}) }()
 	err := w.save(all)
+	should := maps.Clone(before) // by what the callers are told
 	for _, c := range group {
-		if err != nil {
-			c.result <- fmt.Errorf("save %s: %w", c, err)
-			continue
+		told := err
+		if c.puts == 0 {
+			told = nil // opening the file again compares it with memory, and writes the difference
 		}
-		c.result <- nil
+		if told != nil {
+			told = fmt.Errorf("save %s: %w", c, told)
+		}
+		if !c.settled.CompareAndSwap(false, true) {
+			continue // its caller has given up, and was told that nothing is changed
+		}
+		if told == nil {
+			maps.Copy(should, c.apply)
+			if err != nil {
+				w.s.applied(c.apply)
+			}
+		}
+		c.result <- told
+	}
+	if err == nil {
+		w.takeBack(all, should)
+	}
+}
+
+// have is what is durable of the keys of a change; nil: there is no record.
+func (w *writer) have(all map[model.RecordKey][]byte) map[model.RecordKey][]byte {
+	out := make(map[model.RecordKey][]byte, len(all))
+	for k := range all {
+		out[k] = w.s.records[k]
+	}
+	return out
+}
+
+// takeBack undoes what was written and nobody waited for. If the disk refuses, memory
+// is right, and the file when it is opened again.
+func (w *writer) takeBack(written, should map[model.RecordKey][]byte) {
+	undo := map[model.RecordKey][]byte{}
+	for k, v := range written {
+		want := should[k]
+		if (v == nil) != (want == nil) || !bytes.Equal(v, want) {
+			undo[k] = want
+		}
+	}
+	if len(undo) == 0 {
+		return
+	}
+	w.s.log.Warn("the disk answered too late; what it wrote is taken back", "file", w.s.path, "records", len(undo))
+	w.s.atWork(time.Now())
+	if err := w.save(undo); err != nil {
+		w.s.applied(undo) // Status has the error
+	}
+}
+
+// retry tries whether the disk is well again, and writes what it lacks.
+func (w *writer) retry() {
+	w.s.atWork(time.Now())
+	defer w.s.atWork(time.Time{})
+	// The file may have free pages on a disk that has none, so that small changes
+	// succeed and the next larger one does not.
+	if err := tryRoom(w.s.path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a directory that is gone, opening makes
+		w.s.failed(err)
+		return
+	}
+	if err := w.save(nil); err != nil {
+		w.s.log.Debug("state still cannot be saved", "err", err) // Status has it
 	}
 }
 
@@ -86,7 +173,6 @@ func (w *writer) save(all map[model.RecordKey][]byte) error {
 	}
 	if err != nil {
 		w.s.failed(err)
-		w.s.log.Error("state could not be saved", "file", w.s.path, "err", err)
 		return w.s.explain(err)
 	}
 	w.fold = nil
@@ -105,7 +191,7 @@ func (w *writer) try(all map[model.RecordKey][]byte) error {
 			todo[k] = v
 		}
 	}
-	if len(todo) == 0 {
+	if len(todo) == 0 && !w.s.troubled() { // else only a write proves that the disk is well
 		return nil
 	}
 	return w.write(todo)
@@ -140,7 +226,7 @@ func (w *writer) ready() error {
 			reason = errors.New("it appeared while sluice was running and is not the file that sluice had open")
 		}
 		if reason != nil {
-			if err := w.setAside(reason); err != nil {
+			if err := w.startOver(there, reason); err != nil {
 				return err
 			}
 		}
@@ -165,6 +251,10 @@ func (w *writer) open(ctx context.Context) (content, error) {
 		err = fs.ErrNotExist
 	}
 	if errors.Is(err, fs.ErrNotExist) {
+		// Somebody may have removed the directory too.
+		if merr := os.MkdirAll(filepath.Dir(w.s.path), 0o700); merr != nil {
+			return content{}, fmt.Errorf("make the state directory: %w", merr)
+		}
 		// Another process may be faster; its file is then as good as ours.
 		if cerr := createFile(w.s.path); cerr != nil && !errors.Is(cerr, fs.ErrExist) && !errors.Is(cerr, fs.ErrNotExist) {
 			return content{}, fmt.Errorf("create: %w", cerr)
@@ -185,6 +275,22 @@ func (w *writer) open(ctx context.Context) (content, error) {
 		w.s.found(Damage{File: w.s.path, Reason: fmt.Sprintf("%v; the other meta page was used, the last change may be missing", c.note)})
 	}
 	return c, nil
+}
+
+// startOver puts what is in memory in the place of what is at the file's path. A
+// file gives way to its successor only when that is whole: on a disk that goes on
+// failing it is better than none.
+func (w *writer) startOver(there fs.FileInfo, reason error) error {
+	if !there.Mode().IsRegular() {
+		return w.setAside(reason)
+	}
+	kept, err := replaceFile(w.s.path, w.s.records)
+	if err != nil {
+		return fmt.Errorf("%w; and a new file cannot be written: %w", reason, err)
+	}
+	w.s.found(Damage{File: kept, Reason: reason.Error()})
+	w.doubt = nil
+	return nil
 }
 
 func (w *writer) setAside(reason error) error {

@@ -21,6 +21,11 @@ import (
 const (
 	// lostEndpoint: an endpoint that the engine does not list.
 	lostEndpoint = 30 * time.Second
+	// slowStart: one that the engine has asked for in this life of the process, and
+	// whose container has not fetched it. The engine tells when a start fails; it lists
+	// a container when it runs, which on a machine that is far too busy took 40 s. An
+	// engine that is killed takes this process with it.
+	slowStart = 5 * time.Minute
 	// unusedNetwork: a network with no endpoint that the engine does not list. It
 	// deletes such a network itself, unless it was killed and has forgotten it. Its
 	// list is at most some seconds old; putting the network anew begins the time anew.
@@ -33,7 +38,9 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	h.mu.Lock()
 	before := h.engine
 	s = believed(before, s)
-	if s.NetworksValid || before.Networks != nil {
+	// Only what the managers have just told: services that are as before were looked
+	// at then, with the networks that there were.
+	if s.ServicesValid && (s.NetworksValid || before.Networks != nil) {
 		s.Services = publishedHere(s)
 	}
 	h.engine = s
@@ -41,7 +48,9 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 	var dels []model.RecordKey
 	changed := !reflect.DeepEqual(before.Networks, s.Networks) || before.HostName != s.HostName ||
 		!reflect.DeepEqual(before.Services, s.Services) || !reflect.DeepEqual(before.Leaving, s.Leaving) ||
-		!maps.EqualFunc(before.Nodes, s.Nodes, func(a, b model.EngineNode) bool { return maps.Equal(a.Labels, b.Labels) && a.Drained == b.Drained })
+		!maps.EqualFunc(before.Nodes, s.Nodes, func(a, b model.EngineNode) bool {
+			return maps.Equal(a.Labels, b.Labels) && a.Drained == b.Drained && a.Down == b.Down
+		})
 	if self, ok := h.selfLocked(s); ok {
 		if h.self.Node != "" && h.self.Node != self.Node {
 			// Another swarm: what was heard and said in the former one is of no use.
@@ -52,7 +61,7 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 				dels = append(dels, model.RecordKey{Kind: kindEntry, Key: string(id)})
 			}
 			h.entered = make(map[model.NetworkID]entryRecord)
-			h.claim = 0
+			h.claim, h.lead, h.leadClaim, h.vacantAt, h.heard = 0, "", 0, time.Time{}, false
 		}
 		h.self = self
 		dels = append(dels, h.forgetLocked(self.Node)...)
@@ -69,12 +78,15 @@ func (h *Hub) SetEngine(ctx context.Context, s model.EngineSnapshot) error {
 			}
 		}
 	}
-	claim := h.claim
+	claim, lead := h.claim, h.lead
 	h.leadLocked()
-	changed = changed || claim != h.claim
+	changed = changed || claim != h.claim || lead != h.lead || before.Leader != s.Leader
+	puts = append(puts, h.heededLocked(lead)...)
 	if changed {
 		said, unsaid := h.sayLocked()
 		puts, dels = append(puts, said...), append(dels, unsaid...)
+		h.heedLocked()
+		puts = append(puts, h.leaveLocked()...)
 		h.changedLocked()
 	}
 	// Also without news: what an earlier failure left behind is tried again.
@@ -98,7 +110,8 @@ func believed(before, s model.EngineSnapshot) model.EngineSnapshot {
 	s.DataRoot = cmp.Or(s.DataRoot, before.DataRoot)
 	if !s.SwarmValid {
 		s.Active, s.Node, s.NodeAddr = before.Active, before.Node, before.NodeAddr
-		s.NoSwarm, s.Managers, s.Manager, s.Leader = before.NoSwarm, before.Managers, before.Manager, before.Leader
+		s.NoSwarm, s.Managers, s.Manager = before.NoSwarm, before.Managers, before.Manager
+		s.Leader, s.LeaderAt = before.Leader, before.LeaderAt
 	}
 	if !s.ContainersValid {
 		s.Containers, s.ContainersAt = before.Containers, before.ContainersAt
@@ -108,7 +121,7 @@ func believed(before, s model.EngineSnapshot) model.EngineSnapshot {
 	}
 	if !s.ServicesValid {
 		s.ServicesAt, s.Services, s.Leaving = before.ServicesAt, before.Services, before.Leaving
-		s.Live, s.Nodes = before.Live, before.Nodes
+		s.Live, s.Holders, s.Nodes = before.Live, before.Holders, before.Nodes
 	}
 	return s
 }
@@ -274,7 +287,11 @@ func (h *Hub) Sweep(ctx context.Context, read kernel.State) error {
 			first = now
 			h.suspects[id] = now
 		}
-		if now.Sub(first) < lostEndpoint || h.engine.ContainersAt.Before(first) {
+		patience := lostEndpoint
+		if h.begun[id] && e.Phase != model.Taken {
+			patience = slowStart
+		}
+		if now.Sub(first) < patience || h.engine.ContainersAt.Before(first) {
 			used[e.Network] = true
 			continue
 		}
@@ -295,26 +312,26 @@ func (h *Hub) Sweep(ctx context.Context, read kernel.State) error {
 	}
 	var err error
 	if len(dels) > 0 {
-		if err = h.commitLocked(ctx, nil, dels); err == nil {
-			for _, id := range lost {
-				h.cfg.Log.Info("endpoint forgotten: the engine no longer has it", "endpoint", id.Short())
-				delete(h.endpoints, id)
-				delete(h.suspects, id)
-			}
-			for _, id := range idle {
-				h.cfg.Log.Info("network forgotten: unused, and the engine no longer has it", "network", id.Short())
-				delete(h.networks, id)
-				delete(h.since, id)
-			}
-			h.changedLocked()
+		for _, id := range lost {
+			h.cfg.Log.Info("endpoint forgotten: the engine no longer has it", "endpoint", id.Short())
+			delete(h.endpoints, id)
+			delete(h.suspects, id)
+			delete(h.begun, id)
 		}
+		for _, id := range idle {
+			h.cfg.Log.Info("network forgotten: unused, and the engine no longer has it", "network", id.Short())
+			delete(h.networks, id)
+			delete(h.since, id)
+		}
+		h.changedLocked()
+		err = h.keepLocked(ctx, nil, dels)
 	}
 	h.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("forget what the engine has lost: %w", err)
-	}
 	if len(dels) > 0 {
 		h.announce(true)
+	}
+	if err != nil {
+		return fmt.Errorf("forget what the engine has lost: %w", err)
 	}
 	return nil
 }

@@ -152,6 +152,7 @@ func runs(s model.EngineSnapshot, id model.EndpointID) model.EngineSnapshot {
 // leads makes a snapshot the leader's, with one service.
 func leads(s model.EngineSnapshot, name string, leaving ...model.TaskID) model.EngineSnapshot {
 	s.Leader, s.Manager, s.ServicesValid = true, true, true
+	s.LeaderAt = newClock().now.AddDate(1, 0, 0) // after all that was heard
 	s.Services = map[model.ServiceID]model.Service{svc: {
 		ID: svc, Name: name, Created: time.Unix(1000, 0).UTC(), VIPs: map[model.NetworkID]netip.Addr{web: vip},
 		Options: map[model.NetworkID]model.ServiceOptions{web: {Scheduler: "sh"}},

@@ -20,9 +20,11 @@ const (
 	kindSelf     = "self"
 	kindNetwork  = "network"
 	kindEndpoint = "endpoint"
-	kindPeer     = "peer"  // gossip records of other nodes, as last heard
-	kindLead     = "lead"  // gossip records of this node as leading manager, as last published
-	kindEntry    = "entry" // claims of this node; see Hub.Claim
+	kindPeer     = "peer"   // gossip records of other nodes, as last heard
+	kindHeard    = "heard"  // the version of those, by node
+	kindLead     = "lead"   // gossip records of this node as leading manager, as last published
+	kindEntry    = "entry"  // claims of this node; see Hub.Claim
+	kindHeeded   = "heeded" // whose word as leading manager counts: a node's id
 )
 
 // Journal keeps records durably. Commit is one transaction.
@@ -42,9 +44,11 @@ type Config struct {
 	// bytes, for networks that leave it to the nodes. Nil: such networks are not
 	// joined for published ports. It is called with the lock held.
 	MTU func(vtep netip.Addr) (int, error)
-	// Blank says that records are missing: a first start, or a state file that was
+	// Blank says that records may be missing of what the kernel has: a state file was
 	// lost. The view is partial then until Settle's conditions are met.
 	Blank bool
+	// Alone says that no other node tells this one anything: a plugin of local scope.
+	Alone bool
 	Log   *slog.Logger
 	// Changed is called after every new revision, without the lock held, on the
 	// goroutine that made it. It must not block. planned is false if only this
@@ -54,7 +58,10 @@ type Config struct {
 
 // Hub holds all that is known. Its methods may be called from any goroutine.
 // Those that record something hold the lock for one durable commit, about
-// 0.25 ms on a disk with a fast flush: so the journal sees changes in their order.
+// 0.25 ms on a disk with a fast flush: so the journal sees changes in their order, and
+// each is decided on what the one before has left. On a disk that takes 0.9 s for a
+// flush, five at a time take 4.5 s, and View waits as long; of a slower one the journal
+// refuses what it cannot have in a second.
 type Hub struct {
 	cfg Config
 
@@ -70,10 +77,19 @@ type Hub struct {
 	engine    model.EngineSnapshot
 	tables    map[model.NodeID]*table
 	claim     uint64                // of this node as leading manager; 0 if it is none
+	highest   uint64                // claim of another node
+	highestAt time.Time             // when that was heard, if in this life
 	said      map[string][]byte     // what it publishes as such, also durable
+	lead      model.NodeID          // whose word as leading manager counts here; if it still claims; durable
+	leadClaim uint64                // by which claim it does, or did
+	vacantAt  time.Time             // since when nobody's does; zero: somebody's
+	word      word                  // of a leading manager: as it is, or as it was last known in full
+	heard     bool                  // some was known in full, in this life
 	leaving   map[model.TaskID]bool // a leader has wanted it gone, and an endpoint of it is still known
 	suspects  map[model.EndpointID]time.Time
-	since     map[model.NetworkID]time.Time // when a network was last seen in use
+	begun     map[model.EndpointID]bool      // asked for by the engine in this life
+	ready     map[model.EndpointID]time.Time // see freshLocked; nil before the first view
+	since     map[model.NetworkID]time.Time  // when a network was last seen in use
 	entered   map[model.NetworkID]entryRecord
 	full      map[model.NetworkID]error // that Claim found no room in
 	tried     []model.HostRange         // model.View's; nil before SetTaken
@@ -88,9 +104,12 @@ type Hub struct {
 // table is one other node's records.
 type table struct {
 	present bool
-	heard   bool // from gossip in this life, not only from the journal
-	whole   bool // nothing was missing when it was last heard
+	heard   bool   // from gossip in this life, not only from the journal
+	whole   bool   // nothing was missing of what the owner had begun with, when it was last heard
+	gaps    bool   // some changes that came after one that has not come yet are in entries
+	sum     uint64 // sumOf the entries; 0: to be made
 	entries map[string]decoded
+	age     age
 }
 
 // New makes a Hub from the records of a former life; those of other kinds are ignored.
@@ -105,6 +124,7 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 		tables:    make(map[model.NodeID]*table),
 		said:      make(map[string][]byte),
 		suspects:  make(map[model.EndpointID]time.Time),
+		begun:     make(map[model.EndpointID]bool),
 		since:     make(map[model.NetworkID]time.Time),
 		entered:   make(map[model.NetworkID]entryRecord),
 		unsaved:   make(unsaved),
@@ -115,7 +135,13 @@ func New(cfg Config, records []model.Record) (*Hub, error) {
 			errs = append(errs, fmt.Errorf("stored %s %s: %w", r.Kind, r.Key, err))
 		}
 	}
+	for _, t := range h.tables {
+		t.whole = true // as far as their owners have counted
+	}
 	h.recallLocked()
+	h.highest, _ = h.claimsLocked()
+	h.electLocked()
+	h.heedLocked()
 	return h, errors.Join(errs...)
 }
 
@@ -150,11 +176,19 @@ func (h *Hub) load(r model.Record) error {
 			h.cfg.Log.Warn("stored gossip record is not understood and has no effect", "node", owner, "err", err)
 		}
 		h.tableOf(owner).entries[key] = decoded{r.Value, v}
+	case kindHeard:
+		var v Version
+		if err := json.Unmarshal(r.Value, &v); err != nil {
+			return err
+		}
+		h.tableOf(model.NodeID(r.Key)).age = age{known: v, floor: v}
 	case kindLead:
 		if _, err := decode(r.Key, r.Value); err != nil {
 			return err
 		}
 		h.said[r.Key] = r.Value
+	case kindHeeded:
+		h.lead = model.NodeID(r.Value)
 	case kindEntry:
 		v, err := decode(keyEntry+r.Key, r.Value)
 		if err != nil {
@@ -198,6 +232,7 @@ type change struct {
 	puts    []model.Record
 	deletes []model.RecordKey
 	visible func() // nil: there is nothing to do
+	fact    bool   // it has happened: not being able to record it changes nothing
 	// unplanned says that no plan is different for it: an endpoint that is only
 	// created has nothing in the kernel. In a large swarm a round takes longer
 	// than the engine's next call, which would wait for it.
@@ -213,7 +248,7 @@ func (h *Hub) commit(ctx context.Context, decide func() change) (uint64, error) 
 		defer h.mu.Unlock()
 		return h.rev, nil
 	}
-	if err := h.commitLocked(ctx, c.puts, c.deletes); err != nil {
+	if err := h.recordLocked(ctx, c); err != nil {
 		h.mu.Unlock()
 		return 0, err
 	}
@@ -239,7 +274,7 @@ func (h *Hub) SetVTEP(ctx context.Context, a netip.Addr) error {
 			return change{}
 		}
 		s.VTEP = a
-		return change{puts: []model.Record{record(kindSelf, kindSelf, s)}, visible: func() { h.self = s }}
+		return change{fact: true, puts: []model.Record{record(kindSelf, kindSelf, s)}, visible: func() { h.self = s }}
 	})
 	return err
 }
@@ -252,37 +287,51 @@ func (h *Hub) Network(id model.NetworkID) (model.Network, bool) {
 	return n, ok
 }
 
-// PutNetwork records a network.
+// PutNetwork records a network. One that is known starts over: its endpoints go, in
+// the same commit, so that a refusal leaves the network and them.
 func (h *Hub) PutNetwork(ctx context.Context, n model.Network) (uint64, error) {
 	return h.commit(ctx, func() change {
-		return change{puts: []model.Record{record(kindNetwork, string(n.ID), n)}, visible: func() {
+		gone, dels := h.endpointsLocked(n.ID)
+		return change{puts: []model.Record{record(kindNetwork, string(n.ID), n)}, deletes: dels, visible: func() {
 			h.networks[n.ID] = n
 			h.since[n.ID] = h.cfg.Now()
+			h.dropLocked(gone)
 		}}
 	})
+}
+
+// endpointsLocked are the endpoints of a network, and their records.
+func (h *Hub) endpointsLocked(id model.NetworkID) (ids []model.EndpointID, keys []model.RecordKey) {
+	for eid, e := range h.endpoints {
+		if e.Network == id {
+			ids = append(ids, eid)
+			keys = append(keys, model.RecordKey{Kind: kindEndpoint, Key: string(eid)})
+		}
+	}
+	return ids, keys
+}
+
+// dropLocked forgets endpoints in memory.
+func (h *Hub) dropLocked(ids []model.EndpointID) {
+	for _, id := range ids {
+		delete(h.endpoints, id)
+		delete(h.suspects, id)
+		delete(h.begun, id)
+	}
 }
 
 // DeleteNetwork forgets a network and its endpoints; an unknown one is no error.
 func (h *Hub) DeleteNetwork(ctx context.Context, id model.NetworkID) (uint64, error) {
 	return h.commit(ctx, func() change {
-		dels := []model.RecordKey{{Kind: kindNetwork, Key: string(id)}}
-		var gone []model.EndpointID
-		for eid, e := range h.endpoints {
-			if e.Network == id {
-				gone = append(gone, eid)
-				dels = append(dels, model.RecordKey{Kind: kindEndpoint, Key: string(eid)})
-			}
-		}
+		gone, dels := h.endpointsLocked(id)
+		dels = append(dels, model.RecordKey{Kind: kindNetwork, Key: string(id)})
 		if _, known := h.networks[id]; !known && len(gone) == 0 {
 			return change{}
 		}
-		return change{deletes: dels, visible: func() {
+		return change{fact: true, deletes: dels, visible: func() {
 			delete(h.networks, id)
 			delete(h.since, id)
-			for _, eid := range gone {
-				delete(h.endpoints, eid)
-				delete(h.suspects, eid)
-			}
+			h.dropLocked(gone)
 		}}
 	})
 }
@@ -295,17 +344,21 @@ func (h *Hub) Endpoint(id model.EndpointID) (model.Endpoint, bool) {
 	return e, ok
 }
 
-// PutEndpoint records an endpoint. Of one that is known, the task and what is
-// prepared stay as they are: the engine and the kernel tell of them, and may have
+// PutEndpoint records an endpoint. Of one that is known, the task, since when it leaves
+// and what is prepared stay as they are: the engine and the kernel tell of them, and may have
 // done so since the caller looked.
 func (h *Hub) PutEndpoint(ctx context.Context, e model.Endpoint) (uint64, error) {
 	return h.commit(ctx, func() change {
 		if old, known := h.endpoints[e.ID]; known {
-			e.Task, e.Prepared, e.Tunnel, e.Meshed = old.Task, old.Prepared, old.Tunnel, old.Meshed
+			e.Task, e.Prepared, e.Tunnel, e.Meshed, e.Leaves = old.Task, old.Prepared, old.Tunnel, old.Meshed, old.Leaves
 		}
 		return change{
-			puts: []model.Record{record(kindEndpoint, string(e.ID), e)}, visible: func() { h.endpoints[e.ID] = e },
-			unplanned: e.Phase == model.Created,
+			puts: []model.Record{record(kindEndpoint, string(e.ID), e)},
+			visible: func() {
+				h.endpoints[e.ID] = e
+				h.begun[e.ID] = true
+			},
+			unplanned: e.Phase == model.Created, fact: e.Left,
 		}
 	})
 }
@@ -316,11 +369,31 @@ func (h *Hub) DeleteEndpoint(ctx context.Context, id model.EndpointID) (uint64, 
 		if _, known := h.endpoints[id]; !known {
 			return change{}
 		}
-		return change{deletes: []model.RecordKey{{Kind: kindEndpoint, Key: string(id)}}, visible: func() {
-			delete(h.endpoints, id)
-			delete(h.suspects, id)
+		return change{fact: true, deletes: []model.RecordKey{{Kind: kindEndpoint, Key: string(id)}}, visible: func() {
+			h.dropLocked([]model.EndpointID{id})
 		}}
 	})
+}
+
+// TakeOver records an endpoint that runs already, and its network if that is not
+// known.
+func (h *Hub) TakeOver(ctx context.Context, n model.Network, e model.Endpoint) error {
+	_, err := h.commit(ctx, func() change {
+		c := change{fact: true, puts: []model.Record{record(kindEndpoint, string(e.ID), e)}}
+		_, known := h.networks[n.ID]
+		if !known {
+			c.puts = append(c.puts, record(kindNetwork, string(n.ID), n))
+		}
+		c.visible = func() {
+			h.endpoints[e.ID] = e
+			if !known {
+				h.networks[n.ID] = n
+				h.since[n.ID] = h.cfg.Now()
+			}
+		}
+		return c
+	})
+	return err
 }
 
 // Engine returns what the local engine last told.
@@ -335,6 +408,10 @@ func (h *Hub) Engine() model.EngineSnapshot {
 func (h *Hub) View() model.View {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.viewLocked()
+}
+
+func (h *Hub) viewLocked() model.View {
 	if h.view == nil {
 		v := h.buildLocked()
 		h.view = &v
@@ -362,7 +439,7 @@ func (h *Hub) buildLocked() model.View {
 		Endpoints: maps.Clone(h.endpoints),
 		Remotes:   make(map[model.EndpointID]model.Remote, h.recordsLocked()),
 	}
-	lead := h.leadersWordLocked()
+	lead := h.word
 	v.Services, v.Published, v.Labels = lead.services, lead.networks, lead.labels
 	v.Drained = slices.Contains(lead.drained, h.self.Node)
 	for id, n := range v.Networks {
@@ -383,7 +460,7 @@ func (h *Hub) buildLocked() model.View {
 		return true
 	}
 	for id, e := range v.Endpoints {
-		if wantedGone(e.Task.ID) || e.Left {
+		if wantedGone(e.Task.ID) || e.Left || !e.Leaves.IsZero() {
 			e.Task.Leaving = true
 			v.Endpoints[id] = e
 		}
@@ -398,6 +475,7 @@ func (h *Hub) buildLocked() model.View {
 			continue
 		}
 		others[owner] = node
+		lost := lead.lost(owner, t)
 		for key, d := range t.entries {
 			r, ok := d.value.(endpointRecord)
 			if !ok {
@@ -410,11 +488,12 @@ func (h *Hub) buildLocked() model.View {
 			r.Task.Leaving = wantedGone(r.Task.ID) || r.Task.Leaving
 			v.Remotes[id] = model.Remote{
 				ID: id, Network: r.Network, Node: owner, VTEP: node.VTEP, Addr: r.Addr, MAC: r.MAC,
-				Options: r.Options, Task: r.Task, Prepared: r.Prepared, Tunnel: r.Tunnel, Meshed: r.Meshed,
+				Options: r.Options, Task: r.Task, Prepared: r.Prepared, Tunnel: r.Tunnel, Meshed: r.Meshed, Lost: lost,
 			}
 		}
 	}
 	h.leaving = leaving
+	h.freshLocked(&v)
 	v.Tried, v.Taken = h.tried, h.taken
 	v.Entries = h.entriesLocked(others)
 	h.joinLocked(&v)

@@ -318,13 +318,10 @@ func TestAFailingJournalLeavesIntentsAsTheyWere(t *testing.T) {
 			_, err := h.PutNetwork(ctx, model.Network{ID: web})
 			return err
 		},
-		"DeleteNetwork": func(ctx context.Context, h *Hub) error { _, err := h.DeleteNetwork(ctx, web); return err },
 		"PutEndpoint": func(ctx context.Context, h *Hub) error {
 			_, err := h.PutEndpoint(ctx, endpoint(two, "10.255.0.3", model.Joined))
 			return err
 		},
-		"DeleteEndpoint": func(ctx context.Context, h *Hub) error { _, err := h.DeleteEndpoint(ctx, one); return err },
-		"SetVTEP":        func(ctx context.Context, h *Hub) error { return h.SetVTEP(ctx, addr("192.168.0.77")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")

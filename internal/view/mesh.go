@@ -76,7 +76,10 @@ func publishedHere(s model.EngineSnapshot) map[model.ServiceID]model.Service {
 }
 
 // sayPublishedLocked adds to what this node says as leading manager. What its engine
-// was not asked for yet in this life, or not successfully, is said as before.
+// was not asked for yet in this life, or not successfully, is said as before: also a
+// network that it does not list while it cannot say what services there are. An engine
+// that is being stopped is no manager any more, and lists its own networks only, for as
+// long as its containers need to end.
 func (h *Hub) sayPublishedLocked(said map[string][]byte) {
 	again := func(key string) {
 		if raw, ok := h.said[key]; ok {
@@ -89,7 +92,7 @@ func (h *Hub) sayPublishedLocked(said map[string][]byte) {
 			n, listed := h.engine.Networks[id]
 			switch {
 			case o.Published == "" || said[key] != nil:
-			case !listed && !h.engine.NetworksValid:
+			case !listed && !(h.engine.NetworksValid && h.engine.ServicesValid):
 				again(key)
 			case listed && n.Swarm:
 				if r, err := published(n); err == nil {
@@ -221,48 +224,47 @@ func (h *Hub) join() {
 // A network that has no room is logged, once, and told by Unclaimed.
 func (h *Hub) Claim(ctx context.Context) error {
 	h.join()
-	_, err := h.commit(ctx, func() change {
-		if h.view == nil {
-			v := h.buildLocked()
-			h.view = &v
-		}
-		claims, full := ingress.Claims(*h.view)
-		for id, err := range full {
-			if h.full[id] == nil {
-				h.cfg.Log.Error("published ports of a network are not served by this node", "network", id.Short(), "err", err)
-			}
-		}
-		h.full = full
-		next := make(map[model.NetworkID]entryRecord, len(claims))
-		for id, e := range claims {
-			next[id] = entryRecord{e.Addr, e.Number}
-		}
-		if maps.Equal(next, h.entered) {
-			return change{}
-		}
-		c := change{visible: func() { h.entered = next }}
-		for id, r := range next {
-			if h.entered[id] != r {
-				c.puts = append(c.puts, record(kindEntry, string(id), r))
-			}
-		}
-		for id := range h.entered {
-			if _, kept := next[id]; !kept {
-				c.deletes = append(c.deletes, model.RecordKey{Kind: kindEntry, Key: string(id)})
-			}
-		}
-		return c
-	})
+	_, err := h.commit(ctx, func() change { return h.claimLocked(h.viewLocked()) })
 	if err != nil {
 		return fmt.Errorf("record what this node claims for published ports: %w", err)
 	}
 	return nil
 }
 
+// claimLocked is the change to what this node claims by a view.
+func (h *Hub) claimLocked(v model.View) change {
+	claims, full := ingress.Claims(v)
+	for id, err := range full {
+		if h.full[id] == nil {
+			h.cfg.Log.Error("published ports of a network are not served by this node", "network", id.Short(), "err", err)
+		}
+	}
+	h.full = full
+	next := make(map[model.NetworkID]entryRecord, len(claims))
+	for id, e := range claims {
+		next[id] = entryRecord{e.Addr, e.Number}
+	}
+	if maps.Equal(next, h.entered) {
+		return change{}
+	}
+	c := change{visible: func() { h.entered = next }}
+	for id, r := range next {
+		if h.entered[id] != r {
+			c.puts = append(c.puts, record(kindEntry, string(id), r))
+		}
+	}
+	for id := range h.entered {
+		if _, kept := next[id]; !kept {
+			c.deletes = append(c.deletes, model.RecordKey{Kind: kindEntry, Key: string(id)})
+		}
+	}
+	return c
+}
+
 // SetTaken takes which published ports of this node were tried, and which of them
 // processes have, as it is now; the caller does not change them any more. It is not
 // durable: a process that starts tries them all.
-func (h *Hub) SetTaken(tried []model.HostRange, taken map[model.HostPort]string) {
+func (h *Hub) SetTaken(ctx context.Context, tried []model.HostRange, taken map[model.HostPort]string) {
 	h.mu.Lock()
 	news := !maps.Equal(h.taken, taken) || !slices.Equal(h.tried, tried) || h.tried == nil
 	if news {
@@ -272,6 +274,7 @@ func (h *Hub) SetTaken(tried []model.HostRange, taken map[model.HostPort]string)
 	h.mu.Unlock()
 	if news {
 		h.announce(true)
+		h.Settle(ctx) // it may have waited for this
 	}
 }
 

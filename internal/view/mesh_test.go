@@ -280,7 +280,7 @@ func TestAJoinedNetworkStaysWhileTheMTUCannotBeRead(t *testing.T) {
 		t.Fatalf("joined with %d, told %d times", n.MTU, b.changed-before)
 	}
 	asked = errors.New("no such device")
-	b.SetTaken(nil, map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}) // a new view
+	b.SetTaken(t.Context(), nil, map[model.HostPort]string{{Proto: model.TCP, Port: 80}: "nginx (pid 7)"}) // a new view
 	if n := b.View().Networks[web]; n.MTU != 1450 {
 		t.Errorf("it has gone: %d", n.MTU)
 	}
@@ -335,6 +335,17 @@ func TestALeaderThatCannotAskRepeatsItself(t *testing.T) {
 	if d := same(before, b.View()); d != "" {
 		t.Errorf("before (-) and after (+):\n%s", d)
 	}
+	// An engine that is being stopped is no manager any more, and lists no network of
+	// the swarm; not even those of its tasks when these have ended.
+	stopping := swarm("nodeA", "192.168.0.1")
+	ok(t, a.SetEngine(t.Context(), stopping))
+	ok(t, again.SetEngine(t.Context(), stopping))
+	for name, n := range map[string]*node{"the leader": a, "the leader, restarted": again, "the same, once more": a.restarted(t)} {
+		ok(t, b.SetTables(t.Context(), []Table{n.table(true), b.table(true)}))
+		if v := b.View(); len(v.Published) != 1 || !v.Networks[web].Transit || len(v.Labels) != 3 {
+			t.Errorf("%s is being stopped: %v %v %v", name, v.Published, v.Networks, v.Labels)
+		}
+	}
 	// It can, and the network is not allocated.
 	s := publishes(swarm("nodeA", "192.168.0.1"), model.ServiceOptions{Published: "80/tcp", Nodes: "zone!=x"}, "")
 	n := s.Networks[web]
@@ -369,14 +380,14 @@ func TestTakenPortsAreNewsOnce(t *testing.T) {
 	if v := a.View(); v.Tried != nil {
 		t.Errorf("tried %v before anybody has", v.Tried)
 	}
-	a.SetTaken(nil, nil)
+	a.SetTaken(t.Context(), nil, nil)
 	if v := a.View(); v.Tried == nil || len(v.Tried) > 0 {
 		t.Errorf("tried %#v, want that nothing was", v.Tried)
 	}
 	before := a.changed
 	tried := []model.HostRange{{Proto: model.TCP, Lo: 80, Hi: 81}}
-	a.SetTaken(tried, taken)
-	a.SetTaken(slices.Clone(tried), maps.Clone(taken))
+	a.SetTaken(t.Context(), tried, taken)
+	a.SetTaken(t.Context(), slices.Clone(tried), maps.Clone(taken))
 	if v := a.View(); !maps.Equal(v.Taken, taken) || !slices.Equal(v.Tried, tried) || a.changed != before+1 {
 		t.Errorf("tried %v, taken %v, told %d times", v.Tried, v.Taken, a.changed-before)
 	}

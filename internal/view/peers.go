@@ -23,7 +23,9 @@ func splitPeerKey(k string) (model.NodeID, string, bool) {
 // SetTables takes the whole of what gossip knows. A node that gossip does not
 // list is forgotten if it was listed before in this life: then it left, or a
 // manager said it is gone. One that is known only from the journal stays: this
-// process may have started while it is out of reach.
+// process may have started while it is out of reach. So do records that are newer in
+// the journal than in the table. So does what a node that left has said as leading
+// manager, until another leads: the services did not leave with it.
 //
 // The journal is brought up to date, so that a restart begins where this life
 // ends; that it cannot be is reported, changes nothing else, and is tried again.
@@ -34,6 +36,7 @@ func (h *Hub) SetTables(ctx context.Context, tables []Table) error {
 	listed := make(map[model.NodeID]bool, len(tables))
 
 	h.mu.Lock()
+	told := h.toldLocked()
 	for _, in := range tables {
 		listed[in.Owner] = true
 		if in.Owner == h.self.Node {
@@ -43,7 +46,13 @@ func (h *Hub) SetTables(ctx context.Context, tables []Table) error {
 		if t.present != in.Present {
 			t.present, changed = in.Present, true
 		}
-		t.heard, t.whole = true, in.Whole
+		t.heard = true
+		if t.age.stale(in, h.cfg.Now()) {
+			t.whole = false
+			continue
+		}
+		t.whole, t.gaps = in.Whole, in.Last > in.Version.Seq
+		puts = append(puts, t.age.taken(in)...)
 		for key, raw := range in.Entries {
 			if d, ok := t.entries[key]; ok && bytes.Equal(d.raw, raw) {
 				continue
@@ -52,32 +61,32 @@ func (h *Hub) SetTables(ctx context.Context, tables []Table) error {
 			if err != nil {
 				h.cfg.Log.Warn("gossip record is not understood and has no effect; do all nodes run the same version?", "node", in.Owner, "err", err)
 			}
-			t.entries[key] = decoded{raw, v}
+			t.entries[key], t.sum = decoded{raw, v}, 0
 			puts = append(puts, model.Record{Kind: kindPeer, Key: peerKey(in.Owner, key), Value: raw})
 			changed = true
 		}
 		for key := range t.entries {
 			if _, ok := in.Entries[key]; !ok && in.Whole {
 				delete(t.entries, key)
+				t.sum = 0
 				dels = append(dels, model.RecordKey{Kind: kindPeer, Key: peerKey(in.Owner, key)})
 				changed = true
 			}
 		}
 	}
-	for owner, t := range h.tables {
-		if listed[owner] || !t.heard {
-			continue
-		}
-		dels = append(dels, h.forgetLocked(owner)...)
-		changed = true
-	}
+	changed = changed || h.toldLocked() != told
+	gone, left := h.departLocked(listed)
+	dels, changed = append(dels, gone...), changed || left
 	if changed {
-		claim := h.claim
+		claim, lead := h.claim, h.lead
 		h.leadLocked()
+		puts = append(puts, h.heededLocked(lead)...)
 		if h.claim != claim {
 			said, unsaid := h.sayLocked()
 			puts, dels = append(puts, said...), append(dels, unsaid...)
 		}
+		h.heedLocked()
+		puts = append(puts, h.leaveLocked()...)
 		h.changedLocked()
 	}
 	err := h.keepLocked(ctx, puts, dels)
@@ -91,6 +100,40 @@ func (h *Hub) SetTables(ctx context.Context, tables []Table) error {
 	return nil
 }
 
+// departLocked forgets the nodes that gossip lists no more, but for what a leading
+// manager among them has left to the others, and returns the durable records that go
+// and whether anything did.
+func (h *Hub) departLocked(listed map[model.NodeID]bool) (dels []model.RecordKey, changed bool) {
+	lead := h.leaderLocked()
+	another := h.claim > 0
+	for owner, t := range h.tables {
+		// Whatever its number: it may never have heard of the one that has left.
+		l, _ := t.entries[keyLead].value.(leadRecord)
+		another = another || l.Confirmed && listed[owner] && t.present
+	}
+	for owner, t := range h.tables {
+		switch {
+		case listed[owner] || !t.heard && !t.bequest():
+		case t == lead && !another:
+			for key := range t.entries {
+				if isBequest(key) {
+					continue
+				}
+				delete(t.entries, key) // none that sumOf has
+				dels = append(dels, model.RecordKey{Kind: kindPeer, Key: peerKey(owner, key)})
+				changed = true
+			}
+			if t.present {
+				t.present, changed = false, true
+			}
+		default:
+			dels = append(dels, h.forgetLocked(owner)...)
+			changed = true
+		}
+	}
+	return dels, changed
+}
+
 // forgetLocked drops a node's table and returns the durable records that go with it.
 func (h *Hub) forgetLocked(owner model.NodeID) []model.RecordKey {
 	t := h.tables[owner]
@@ -98,134 +141,36 @@ func (h *Hub) forgetLocked(owner model.NodeID) []model.RecordKey {
 		return nil
 	}
 	delete(h.tables, owner)
-	dels := make([]model.RecordKey, 0, len(t.entries))
+	dels := make([]model.RecordKey, 0, 1+len(t.entries))
+	dels = append(dels, model.RecordKey{Kind: kindHeard, Key: string(owner)})
 	for key := range t.entries {
 		dels = append(dels, model.RecordKey{Kind: kindPeer, Key: peerKey(owner, key)})
 	}
 	return dels
 }
 
-// leadLocked claims the lead if this node's engine is the swarm's leader, or
-// gives it up once another node has claimed it later.
-func (h *Hub) leadLocked() {
-	highest := h.highestLocked()
-	switch {
-	case h.engine.Leader && h.engine.ServicesValid:
-		if h.claim <= highest {
-			h.claim = highest + 1
+// leaveLocked notes when this node's tasks began to leave, for those that the leading
+// manager newly wants gone, and returns what has to become durable: how long their
+// connections go on is counted from there, in this life and the next.
+func (h *Hub) leaveLocked() []model.Record {
+	var puts []model.Record
+	for id, e := range h.endpoints {
+		if e.Leaves.IsZero() && e.Task.ID != "" && (e.Task.Leaving || h.word.leaving[e.Task.ID]) {
+			// As it reads when it comes back: the clock of this process does not.
+			e.Leaves = h.cfg.Now().Round(0).UTC()
+			h.endpoints[id] = e
+			puts = append(puts, record(kindEndpoint, string(id), e))
 		}
-	case h.claim < highest:
-		h.claim = 0
 	}
+	return puts
 }
 
-// word is what the leading manager says.
-type word struct {
-	services map[model.ServiceID]model.Service
-	leaving  map[model.TaskID]bool              // tasks that it wants gone
-	members  map[model.NodeID]bool              // nodes of the swarm; nil: not told
-	drained  []model.NodeID                     // of those, the ones that it has paused or drained
-	networks map[model.NetworkID]model.Network  // with published ports
-	labels   map[model.NodeID]map[string]string // that those ask for
-}
-
-// removed reports whether a node is of the swarm no more: it is out of contact,
-// and the leader does not list it. A node that has just joined may be in contact
-// before the leader's list has it.
-func (w word) removed(node model.NodeID, t *table) bool {
-	return w.members != nil && !t.present && !w.members[node]
-}
-
-// leadersWordLocked is the word of the leading manager, this node or another.
-func (h *Hub) leadersWordLocked() word {
-	w := word{
-		services: make(map[model.ServiceID]model.Service), leaving: make(map[model.TaskID]bool),
-		networks: make(map[model.NetworkID]model.Network), labels: make(map[model.NodeID]map[string]string),
-	}
-	if h.claim > 0 && h.claim >= h.highestLocked() {
-		maps.Copy(w.services, h.engine.Services)
-		for _, id := range h.engine.Leaving {
-			w.leaving[id] = true
-		}
-		if len(h.engine.Nodes) > 0 {
-			w.members = make(map[model.NodeID]bool, len(h.engine.Nodes))
-			for id := range h.engine.Nodes {
-				w.members[id] = true
-			}
-		}
-		w.drained = drained(h.engine.Nodes)
-		for key, raw := range h.said {
-			if strings.HasPrefix(key, keyNetwork) || strings.HasPrefix(key, keyLabels) {
-				if v, err := decode(key, raw); err == nil {
-					w.hear(key, v)
-				}
-			}
-		}
-		return w
-	}
-	lead := h.leaderLocked()
-	if lead == nil {
-		return w
-	}
-	for key, d := range lead.entries {
-		switch r := d.value.(type) {
-		case serviceRecord:
-			id, s := serviceOf(key, r)
-			w.services[id] = s
-		case leavingRecord:
-			for _, id := range r.Tasks {
-				w.leaving[id] = true
-			}
-		case membersRecord:
-			w.members = make(map[model.NodeID]bool, len(r.Nodes))
-			for _, id := range r.Nodes {
-				w.members[id] = true
-			}
-		case drainedRecord:
-			w.drained = r.Nodes
-		default:
-			w.hear(key, r)
-		}
-	}
-	return w
-}
-
-// leaderLocked is the table of the leading manager among the other nodes; nil if none
-// has said that it is.
-func (h *Hub) leaderLocked() *table {
-	var lead *table
-	var from model.NodeID
-	var claim uint64
-	for owner, t := range h.tables {
-		l, ok := t.entries[keyLead].value.(leadRecord)
-		// Two managers may claim the same number in the same moment; all readers
-		// take the smaller name until one claims again.
-		if ok && (l.Claim > claim || l.Claim == claim && owner < from) {
-			lead, from, claim = t, owner, l.Claim
-		}
-	}
-	return lead
-}
-
-// HearsLeader reports whether this node is the leading manager, or in contact with it.
-func (h *Hub) HearsLeader() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.claim > 0 && h.claim >= h.highestLocked() {
-		return true
-	}
-	lead := h.leaderLocked()
-	return lead != nil && lead.present
-}
-
-func (h *Hub) highestLocked() uint64 {
-	var highest uint64
-	for owner, t := range h.tables {
-		if l, ok := t.entries[keyLead].value.(leadRecord); ok && owner != h.self.Node {
-			highest = max(highest, l.Claim)
-		}
-	}
-	return highest
+// bequest reports whether a table is what a leading manager that has left has said as
+// such. Every node that has not left says where it is.
+func (t *table) bequest() bool {
+	_, placed := t.entries[keyNode]
+	_, led := t.entries[keyLead]
+	return led && !placed
 }
 
 // Peer is what is known of another node, for status.
@@ -242,9 +187,9 @@ func (h *Hub) Peers() []Peer {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []Peer
-	lead := h.leadersWordLocked()
+	lead := h.word
 	for owner, t := range h.tables {
-		if lead.removed(owner, t) {
+		if lead.removed(owner, t) || t.bequest() {
 			continue
 		}
 		p := Peer{Node: owner, Present: t.present}
@@ -278,7 +223,7 @@ func (h *Hub) Records() map[string][]byte {
 		if !ok || n.Local {
 			continue
 		}
-		e.Task.Leaving = e.Task.Leaving || e.Left
+		e.Task.Leaving = e.Task.Leaving || e.Left || !e.Leaves.IsZero()
 		// What it publishes, the leader tells of its service: once, not for each task.
 		o := &e.Options
 		o.Published, o.Bind, o.Nodes, o.Allow, o.Source = "", "", "", "", ""
@@ -299,15 +244,18 @@ func (h *Hub) Records() map[string][]byte {
 func (h *Hub) sayLocked() (puts []model.Record, deletes []model.RecordKey) {
 	said := make(map[string][]byte)
 	if h.claim > 0 {
-		said[keyLead] = encode(leadRecord{h.claim})
+		said[keyLead] = encode(leadRecord{Claim: h.claim, Confirmed: h.engine.Leader})
 		leaving := slices.Clone(h.engine.Leaving)
 		slices.Sort(leaving)
 		said[keyLeaving] = encode(leavingRecord{leaving})
 		if len(h.engine.Nodes) > 0 {
 			said[keyMembers] = encode(membersRecord{slices.Sorted(maps.Keys(h.engine.Nodes))})
 		}
-		if nodes := drained(h.engine.Nodes); len(nodes) > 0 {
+		if nodes := those(h.engine.Nodes, isDrained); len(nodes) > 0 {
 			said[keyDrained] = encode(drainedRecord{nodes})
+		}
+		if nodes := those(h.engine.Nodes, isDown); len(nodes) > 0 {
+			said[keyDown] = encode(downRecord{nodes})
 		}
 		for id, s := range h.engine.Services {
 			said[keyService+string(id)] = encode(serviceRecord{s.Name, s.Created, s.VIPs, s.Options})
@@ -331,7 +279,7 @@ func (h *Hub) sayLocked() (puts []model.Record, deletes []model.RecordKey) {
 // recallLocked takes up the lead where a former life left it.
 func (h *Hub) recallLocked() {
 	h.engine.Services = make(map[model.ServiceID]model.Service)
-	var away []model.NodeID
+	var away, down []model.NodeID
 	for key, raw := range h.said {
 		v, err := decode(key, raw)
 		if err != nil {
@@ -340,6 +288,7 @@ func (h *Hub) recallLocked() {
 		switch r := v.(type) {
 		case leadRecord:
 			h.claim = r.Claim
+			h.said[key] = encode(leadRecord{Claim: r.Claim}) // not confirmed yet
 		case leavingRecord:
 			h.engine.Leaving = r.Tasks
 		case membersRecord:
@@ -349,6 +298,8 @@ func (h *Hub) recallLocked() {
 			}
 		case drainedRecord:
 			away = r.Nodes
+		case downRecord:
+			down = r.Nodes
 		case serviceRecord:
 			id, s := serviceOf(key, r)
 			h.engine.Services[id] = s
@@ -360,13 +311,22 @@ func (h *Hub) recallLocked() {
 			h.engine.Nodes[id] = n
 		}
 	}
+	for _, id := range down {
+		if n, member := h.engine.Nodes[id]; member {
+			n.Down = true
+			h.engine.Nodes[id] = n
+		}
+	}
 }
 
-// drained lists the nodes that the swarm has paused or drained, sorted.
-func drained(nodes map[model.NodeID]model.EngineNode) []model.NodeID {
+func isDrained(n model.EngineNode) bool { return n.Drained }
+func isDown(n model.EngineNode) bool    { return n.Down }
+
+// those lists the nodes of which is is true, sorted.
+func those(nodes map[model.NodeID]model.EngineNode, is func(model.EngineNode) bool) []model.NodeID {
 	var out []model.NodeID
 	for id, n := range nodes {
-		if n.Drained {
+		if is(n) {
 			out = append(out, id)
 		}
 	}

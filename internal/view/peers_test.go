@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -208,7 +209,9 @@ func TestALeadersWordSurvivesItsRestart(t *testing.T) {
 	before := b.View()
 
 	again := a.restarted(t)
-	if d := cmp.Diff(a.Records(), again.Records(), cmpopts.IgnoreMapEntries(func(k string, _ []byte) bool { return k == "node" })); d != "" {
+	records := a.Records()
+	records[keyLead] = encode(leadRecord{Claim: 1}) // not confirmed yet
+	if d := cmp.Diff(records, again.Records(), cmpopts.IgnoreMapEntries(func(k string, _ []byte) bool { return k == "node" })); d != "" {
 		t.Errorf("before (-) and after (+) differ:\n%s", d)
 	}
 	// The engine cannot be asked at first.
@@ -270,6 +273,73 @@ func TestLeavingOutlivesAChangeOfLeader(t *testing.T) {
 	}
 }
 
+// TestSinceWhenATaskLeavesOutlivesARestart: its connections get no more time by one, nor
+// new ones.
+func TestSinceWhenATaskLeavesOutlivesARestart(t *testing.T) {
+	task := model.TaskID("task-" + one.Short())
+	a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")
+	b := fresh(t)
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	for _, told := range []func(){
+		func() {},
+		func() {
+			ok(t, b.SetEngine(t.Context(), leads(swarm("nodeB", "192.168.0.2"), "web", task)))
+			ok(t, a.SetTables(t.Context(), []Table{b.table(true)}))
+		},
+	} {
+		if e := a.View().Endpoints[one]; !e.Leaves.IsZero() {
+			t.Fatalf("it leaves since %s, and nobody has said so", e.Leaves)
+		}
+		told()
+	}
+	since := a.View().Endpoints[one].Leaves
+	if since.IsZero() {
+		t.Fatal("the leader's word is not noted")
+	}
+	// The leader's engine has forgotten the task, and this process too.
+	ok(t, b.SetEngine(t.Context(), leads(swarm("nodeB", "192.168.0.2"), "web")))
+	ok(t, a.SetTables(t.Context(), []Table{b.table(true)}))
+	again := a.restarted(t)
+	must[uint64](t)(again.PutEndpoint(t.Context(), endpoint(one, "10.255.0.2", model.Taken)))
+	if e := again.View().Endpoints[one]; e.Leaves != since || !e.Task.Leaving {
+		t.Errorf("after a restart: %+v; want it to leave since %s", e, since)
+	}
+	// And the others hear it of this node, too.
+	ok(t, b.SetTables(t.Context(), []Table{again.table(true)}))
+	if !b.View().Remotes[one].Task.Leaving {
+		t.Error("its node does not say that it leaves")
+	}
+}
+
+// TestNodeThatIsLostIsToldOf: by the leader and by the lack of contact, and not by one of
+// them alone.
+func TestNodeThatIsLostIsToldOf(t *testing.T) {
+	a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")
+	lead, other := fresh(t), fresh(t)
+	ok(t, other.SetEngine(t.Context(), swarm("nodeC", "192.168.0.3")))
+	for _, c := range []struct{ down, present, want bool }{
+		{false, true, false}, {true, true, false}, {true, false, true}, {false, false, false}, {true, false, true}, {false, true, false},
+	} {
+		s := leads(swarm("nodeB", "192.168.0.2"), "web")
+		s.Nodes = map[model.NodeID]model.EngineNode{"nodeA": {Down: c.down}, "nodeB": {}, "nodeC": {}}
+		ok(t, lead.SetEngine(t.Context(), s))
+		ok(t, lead.SetTables(t.Context(), []Table{a.table(c.present)}))
+		ok(t, other.SetTables(t.Context(), []Table{a.table(c.present), lead.table(true)}))
+		for name, n := range map[string]*node{"the leader": lead, "another": other} {
+			if got := n.View().Remotes[one].Lost; got != c.want {
+				t.Errorf("%+v: lost to %s: %t", c, name, got)
+			}
+		}
+		// What a process has not heard in its life may be old: the node may be back.
+		if lead.restarted(t).View().Remotes[one].Lost || other.restarted(t).View().Remotes[one].Lost {
+			t.Errorf("%+v: lost to a process that has heard nothing yet", c)
+		}
+	}
+	if _, said := lead.Records()[keyDown]; said {
+		t.Error("no node is down, and there is a record that says which is")
+	}
+}
+
 // TestNodeThatTheSwarmRemovedIsForgotten: it was out of contact, perhaps while
 // this process did not run, so that nobody but the leader's list tells.
 func TestNodeThatTheSwarmRemovedIsForgotten(t *testing.T) {
@@ -286,7 +356,9 @@ func TestNodeThatTheSwarmRemovedIsForgotten(t *testing.T) {
 		}
 	}
 	lead := func(nodes ...model.NodeID) map[string][]byte {
-		return map[string][]byte{keyLead: encode(leadRecord{1}), keyMembers: encode(membersRecord{nodes})}
+		return map[string][]byte{
+			keyNode: encode(nodeRecord{VTEP: netip.MustParseAddr("192.0.2.1")}), keyLead: encode(leadRecord{Claim: 1}), keyMembers: encode(membersRecord{nodes}),
+		}
 	}
 	for _, tt := range []struct {
 		name    string
@@ -310,6 +382,77 @@ func TestNodeThatTheSwarmRemovedIsForgotten(t *testing.T) {
 		}
 		if n := len(h.Peers()); n != tt.want+1 {
 			t.Errorf("%s: %d peers, want %d", tt.name, n, tt.want+1)
+		}
+	}
+}
+
+// TestWordOfALeaderThatLeftCountsUntilAnotherLeads: its services and their published
+// ports are the swarm's, and its tasks went with it.
+func TestWordOfALeaderThatLeftCountsUntilAnotherLeads(t *testing.T) {
+	a, b := mesh(t, model.ServiceOptions{Published: "80/tcp"})
+	c := fresh(t)
+	ok(t, c.SetEngine(t.Context(), swarm("nodeC", "192.168.0.3")))
+	tell(t, a, b, c)
+	if v := b.View(); len(v.Remotes) != 1 || len(v.Published) != 1 || len(v.Entries[web]) != 3 {
+		t.Fatalf("before: %v %v %v", v.Remotes, v.Published, v.Entries)
+	}
+	tell(t, b, c)
+	for name, n := range map[string]*node{"a node": b, "the same, restarted": b.restarted(t)} {
+		v := n.View()
+		if len(v.Remotes) > 0 || len(v.Published) != 1 || len(v.Services) != 1 || !v.Networks[web].Transit || len(v.Entries[web]) != 2 {
+			t.Errorf("%s: %v %v %v %v", name, v.Remotes, v.Published, v.Networks, v.Entries)
+		}
+		if n.HearsLeader() || len(n.Peers()) != 1 {
+			t.Errorf("%s: in contact with a leader: %t, and with %v", name, n.HearsLeader(), n.Peers())
+		}
+	}
+	again := b.restarted(t)
+	// Another leads, and there the service is no more.
+	s := leads(swarm("nodeC", "192.168.0.3"), "web")
+	s.Services = nil
+	ok(t, c.SetEngine(t.Context(), s))
+	for name, n := range map[string]*node{"a node": b, "the same, restarted": again} {
+		tell(t, n, c)
+		if v := n.View(); len(v.Published)+len(v.Services)+len(v.Networks) > 0 {
+			t.Errorf("%s, another leads: %v %v %v", name, v.Published, v.Services, v.Networks)
+		}
+		for _, r := range n.journal.list() {
+			if strings.HasPrefix(r.Key, "nodeA") {
+				t.Errorf("%s, another leads: there is still %s %s", name, r.Kind, r.Key)
+			}
+		}
+	}
+	if v := c.View(); len(v.Published)+len(v.Services) > 0 {
+		t.Errorf("the leader: %v %v", v.Published, v.Services)
+	}
+}
+
+// TestALeaderThatNeverHeardOfTheFormerOneCounts: its number may be lower.
+func TestALeaderThatNeverHeardOfTheFormerOneCounts(t *testing.T) {
+	former := Table{Owner: "nodeA", Present: true, Whole: true, Entries: map[string][]byte{
+		keyNode: encode(nodeRecord{VTEP: addr("192.168.0.1")}), keyLead: encode(leadRecord{Claim: 7}),
+		keyMembers: encode(membersRecord{[]model.NodeID{"nodeA", "nodeB"}}), keyService + "old": encode(serviceRecord{Name: "old"}),
+	}}
+	b, d := fresh(t), fresh(t)
+	ok(t, b.SetEngine(t.Context(), swarm("nodeB", "192.168.0.2")))
+	ok(t, b.SetTables(t.Context(), []Table{former}))
+	ok(t, b.SetTables(t.Context(), nil))
+	if v := b.View(); len(v.Services) != 1 || v.Services["old"].Name != "old" {
+		t.Errorf("nobody leads: %v", v.Services)
+	}
+	if _, kept := b.tables["nodeA"].entries[keyMembers]; kept {
+		t.Error("what it said of nodes is kept")
+	}
+	ok(t, d.SetEngine(t.Context(), leads(swarm("nodeD", "192.168.0.4"), "web")))
+	again := b.restarted(t)
+	for name, n := range map[string]*node{"a node": b, "restarted": again} {
+		ok(t, n.SetTables(t.Context(), []Table{d.table(false)}))
+		if v := n.View(); v.Services["old"].Name != "old" {
+			t.Errorf("%s, out of contact with the new leader: %v", name, v.Services)
+		}
+		ok(t, n.SetTables(t.Context(), []Table{d.table(true)}))
+		if v := n.View(); len(v.Services) != 1 || v.Services[svc].Name != "web" {
+			t.Errorf("%s, another leads: %v", name, v.Services)
 		}
 	}
 }

@@ -115,7 +115,7 @@ func tables(t *rapid.T) []Table {
 			}
 		}
 		if rapid.IntRange(0, 3).Draw(t, "lead record") == 0 {
-			entries[keyLead] = encode(leadRecord{uint64(rapid.IntRange(1, 4).Draw(t, "claim"))})
+			entries[keyLead] = encode(leadRecord{Claim: uint64(rapid.IntRange(1, 4).Draw(t, "claim")), Confirmed: rapid.Bool().Draw(t, "confirmed")})
 			entries[keyLeaving] = encode(leavingRecord{[]model.TaskID{"task-r"}})
 			entries[keyService+string(svc)] = encode(serviceRecord{Name: "by " + string(owner), VIPs: map[model.NetworkID]netip.Addr{web: vip},
 				Options: map[model.NetworkID]model.ServiceOptions{web: {Published: "80/tcp", Nodes: "zone=a"}}})
@@ -144,14 +144,25 @@ func TestARestartBeginsWhereTheFormerLifeEnded(t *testing.T) {
 			}
 		}
 		again := n.restarted(t)
-		// Not durable, and the one difference: what a former leader wanted gone.
-		n.leaving, n.view = nil, nil
+		// Not durable, and the difference: what a former leader wanted gone, of others' tasks;
+		// that this one's engine has confirmed its claim; and what was said last by one that
+		// has given up, or is heard in part.
+		n.leaving, n.view, n.heard = nil, nil, false
+		n.engine.Leader = false
+		for _, t := range n.tables {
+			t.whole, t.gaps = true, false
+		}
+		n.electLocked()
+		n.heedLocked()
 		if d := same(n.View(), again.View()); d != "" {
 			t.Fatalf("before (-) and after (+):\n%s", d)
 		}
 		a, b := n.Records(), again.Records()
 		delete(a, keyNode) // holds the host's name, which the engine tells anew
 		delete(b, keyNode)
+		if n.claim > 0 {
+			a[keyLead] = encode(leadRecord{Claim: n.claim})
+		}
 		for key, raw := range a {
 			if !slices.Equal(raw, b[key]) {
 				t.Fatalf("record %s: before %s, after %s", key, raw, b[key])
@@ -186,7 +197,7 @@ func TestAViewIsTheSameEachTime(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	at := addr("10.255.0.2")
 	f.Add(keyNode, string(encode(nodeRecord{VTEP: addr("192.168.0.1"), Name: "host"})))
-	f.Add(keyLead, string(encode(leadRecord{3})))
+	f.Add(keyLead, string(encode(leadRecord{Claim: 3})))
 	f.Add(keyLeaving, string(encode(leavingRecord{[]model.TaskID{"t"}})))
 	f.Add(keyDrained, string(encode(drainedRecord{[]model.NodeID{"n"}})))
 	f.Add("endpoint/x", string(encode(endpointRecord{Network: web, Addr: at, MAC: model.MACFor(at), Prepared: vip})))

@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"iter"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -19,6 +22,7 @@ const (
 	keyLeaving  = "leaving"
 	keyMembers  = "members"
 	keyDrained  = "drained"
+	keyDown     = "down"
 	keyEndpoint = "endpoint/"
 	keyService  = "service/"
 
@@ -29,17 +33,65 @@ const (
 	keyLabels  = "labels/"
 )
 
+// isBequest reports whether a record is of the kinds that stay when a leading manager
+// has left: what it has said of services, and not of nodes, which come and go.
+func isBequest(key string) bool {
+	return key == keyLead || key == keyLeaving ||
+		strings.HasPrefix(key, keyService) || strings.HasPrefix(key, keyNetwork) || strings.HasPrefix(key, keyLabels)
+}
+
 // nodeRecord is what a node says of itself.
 type nodeRecord struct {
 	VTEP netip.Addr `json:"vtep"`
 	Name string     `json:"name,omitempty"` // host name, for people
 }
 
-// leadRecord is published by the manager that leads, for as long as it knows
-// of no higher claim. A new leader claims one more than the highest it has seen,
+// leadRecord is published by the manager that leads, until it has heard that another
+// does. A new leader claims one more than the highest it has seen,
 // so that readers agree on whose records of services count.
 type leadRecord struct {
 	Claim uint64 `json:"claim"`
+	// Confirmed says that the claimant's engine calls it the leader, as last asked in this
+	// life of the process. Another claim may have been overtaken, unheard.
+	Confirmed bool `json:"confirmed,omitempty"`
+	// Sum is that of the records that come with the claim; see Summed. 0: it was not made.
+	Sum uint64 `json:"sum,omitempty"`
+}
+
+// Summed completes what Records returns, once it is known which of it is published: the
+// claim of a leading manager then has a sum of all that it says of services, networks and
+// labels. Records reach other nodes one by one and in any order, and a leader's word of
+// which some is missing, or old, would end what the rest is about; see table.told.
+func Summed(records map[string][]byte) map[string][]byte {
+	raw, leads := records[keyLead]
+	if !leads {
+		return records
+	}
+	r, err := parse[leadRecord](raw)
+	if err != nil {
+		return records // Records does not make such a one
+	}
+	r.Sum = sumOf(maps.All(records))
+	records[keyLead] = encode(r)
+	return records
+}
+
+// sumOf is the sum of a leading manager's word, never 0. The order of records is of no
+// account; against chance 64 bits are plenty, and who would forge it has the gossip key.
+// What tasks are leaving is not in it: it counts as soon as it is heard.
+func sumOf(records iter.Seq2[string, []byte]) uint64 {
+	var sum uint64
+	for key, raw := range records {
+		if key == keyLead || key == keyLeaving || !isBequest(key) {
+			continue
+		}
+		f := fnv.New64a()
+		f.Write([]byte(key))
+		f.Write([]byte{0})
+		f.Write(raw)
+		sum += f.Sum64()
+	}
+	return max(sum, 1)
 }
 
 // leavingRecord lists the tasks that a manager wants gone and that still run.
@@ -56,6 +108,12 @@ type membersRecord struct {
 // drainedRecord lists the nodes that the swarm has paused or drained. There is none
 // if it has none.
 type drainedRecord struct {
+	Nodes []model.NodeID `json:"nodes"`
+}
+
+// downRecord lists the nodes that the swarm takes for lost: their engines have not
+// spoken to it for some 15 s. There is none if it misses none.
+type downRecord struct {
 	Nodes []model.NodeID `json:"nodes"`
 }
 
@@ -87,6 +145,10 @@ type Table struct {
 	// deleted. It is false while this or the owner's process has just started.
 	Whole   bool
 	Entries map[string][]byte
+	// Version is that up to which nothing is missing; Last, at least Version.Seq, is the
+	// number of the last change that Entries shows.
+	Version Version
+	Last    uint64
 }
 
 // decoded is one gossip record, read.
@@ -102,25 +164,17 @@ func decode(key string, raw []byte) (any, error) {
 	var v any
 	switch {
 	case key == keyNode:
-		var r nodeRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[nodeRecord](raw)
 	case key == keyLead:
-		var r leadRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[leadRecord](raw)
 	case key == keyLeaving:
-		var r leavingRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[leavingRecord](raw)
 	case key == keyMembers:
-		var r membersRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[membersRecord](raw)
 	case key == keyDrained:
-		var r drainedRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[drainedRecord](raw)
+	case key == keyDown:
+		v, err = parse[downRecord](raw)
 	case strings.HasPrefix(key, keyEndpoint):
 		var r endpointRecord
 		err = json.Unmarshal(raw, &r)
@@ -133,9 +187,7 @@ func decode(key string, raw []byte) (any, error) {
 		r.Options.Ports = intern(r.Options.Ports)
 		v = r
 	case strings.HasPrefix(key, keyService):
-		var r serviceRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[serviceRecord](raw)
 	case strings.HasPrefix(key, keyEntry):
 		var r entryRecord
 		err = json.Unmarshal(raw, &r)
@@ -150,9 +202,7 @@ func decode(key string, raw []byte) (any, error) {
 		}
 		v = r
 	case strings.HasPrefix(key, keyLabels):
-		var r labelsRecord
-		err = json.Unmarshal(raw, &r)
-		v = r
+		v, err = parse[labelsRecord](raw)
 	default:
 		return nil, nil
 	}
@@ -160,6 +210,12 @@ func decode(key string, raw []byte) (any, error) {
 		return nil, fmt.Errorf("gossip record %s: %w", key, err)
 	}
 	return v, nil
+}
+
+// parse reads a record of type T.
+func parse[T any](raw []byte) (r T, err error) {
+	err = json.Unmarshal(raw, &r)
+	return r, err
 }
 
 // intern returns the process's one copy of a string.

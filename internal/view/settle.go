@@ -1,8 +1,11 @@
 package view
 
 import (
+	"context"
 	"net/netip"
 	"time"
+
+	"sluice/lb/ingress"
 )
 
 // settleTime is the longest that a view stays partial after the engine's
@@ -23,24 +26,31 @@ func (h *Hub) Adopted() {
 }
 
 // Settle ends the partial state if nothing can be missing any more: the engine's
-// containers were taken over, and every node that the engine says has one of
-// this node's networks has told its whole table. It reports whether the view is
-// no longer partial.
-func (h *Hub) Settle() bool {
-	h.mu.Lock()
-	if !h.partial {
-		h.mu.Unlock()
-		return true
-	}
-	if h.adopted.IsZero() || !h.completeLocked() && h.cfg.Now().Sub(h.adopted) < settleTime {
-		h.mu.Unlock()
-		return false
-	}
-	h.partial = false
-	h.changedLocked()
-	h.mu.Unlock()
-	h.announce(true)
-	return true
+// containers were taken over, every node that the engine says has one of this node's
+// networks has told its whole table, so has a leading manager, and the published ports
+// that these tell of were tried here. What this node claims (Claim) is of the same
+// revision: a whole view without it would have the rules of published ports removed, and
+// the other nodes forget where this one's answers go. It reports whether the view is no
+// longer partial.
+func (h *Hub) Settle(ctx context.Context) bool {
+	_, err := h.commit(ctx, func() change {
+		if !h.partial || h.adopted.IsZero() || !h.completeLocked() && h.cfg.Now().Sub(h.adopted) < settleTime {
+			return change{}
+		}
+		v := h.viewLocked()
+		v.Partial = false
+		c := h.claimLocked(v)
+		claimed := c.visible
+		c.visible = func() {
+			h.partial = false
+			if claimed != nil {
+				claimed()
+			}
+		}
+		c.fact = true // the kernel has them already, and so have the others
+		return c
+	})
+	return err == nil && !h.Partial()
 }
 
 // Partial reports whether something may still be missing; see model.View.
@@ -51,10 +61,14 @@ func (h *Hub) Partial() bool {
 }
 
 // completeLocked reports whether this node's tasks are known to be prepared, as
-// the kernel had them, and whether as many nodes have told all they have as the
-// engine lists peers. They are counted, not compared: the engine lists addresses
-// of its own gossip, which need not be those of the data path.
+// the kernel had them, whether as many nodes have told all they have as the engine
+// lists peers, whether a leading manager is among those, and whether all published
+// ports were tried. Nodes are counted, not compared: the engine lists addresses of its
+// own gossip, which need not be those of the data path.
 func (h *Hub) completeLocked() bool {
+	if !h.ledLocked() {
+		return false
+	}
 	for _, e := range h.endpoints {
 		if e.Task.Ready && e.Prepared != e.Task.VIP {
 			return false
@@ -79,5 +93,21 @@ func (h *Hub) completeLocked() bool {
 			whole++
 		}
 	}
-	return whole >= len(peers)-1
+	// Last, as it is dear: a port that was not tried is not planned, though the kernel may
+	// have its rules from before, and they serve.
+	return whole >= len(peers)-1 && ingress.AllTried(h.viewLocked())
+}
+
+// ledLocked reports whether what a leading manager has to say is known, if there can be
+// one: which services there are, and what they publish. A node without tasks has no
+// peers of whom it could miss anything, and may be an entry of all networks.
+func (h *Hub) ledLocked() bool {
+	if h.cfg.Alone || h.engine.SwarmValid && h.engine.NoSwarm {
+		return true
+	}
+	if h.leadsLocked() {
+		return h.engine.ServicesValid && h.engine.NetworksValid
+	}
+	lead := h.leaderLocked()
+	return lead != nil && lead.heard && lead.told()
 }

@@ -3,7 +3,9 @@ package view
 import (
 	"errors"
 	"testing"
+	"time"
 
+	"sluice/internal/kernel"
 	"sluice/internal/model"
 )
 
@@ -82,6 +84,72 @@ func TestAnIntentOutdatesWhatIsUnsaved(t *testing.T) {
 	ok(t, a.SetEngine(t.Context(), swarm("nodeA", "192.168.0.1")))
 	if _, back := a.restarted(t).Endpoint(one); back {
 		t.Error("a deleted endpoint came back")
+	}
+	sameAfterRestart(t, a)
+}
+
+// TestWhatHasHappenedIsNotRefused: the engine tells that something is over, or runs
+// already. A journal that cannot have it now has it later.
+func TestWhatHasHappenedIsNotRefused(t *testing.T) {
+	for name, do := range map[string]func(*node) error{
+		"DeleteNetwork":  func(a *node) error { _, err := a.DeleteNetwork(t.Context(), web); return err },
+		"DeleteEndpoint": func(a *node) error { _, err := a.DeleteEndpoint(t.Context(), one); return err },
+		"SetVTEP":        func(a *node) error { return a.SetVTEP(t.Context(), addr("192.168.0.77")) },
+		"TakeOver": func(a *node) error {
+			return a.TakeOver(t.Context(), network(web), endpoint(two, "10.255.0.3", model.Taken))
+		},
+		"leave": func(a *node) error {
+			e, _ := a.Endpoint(one)
+			e.Left = true
+			_, err := a.PutEndpoint(t.Context(), e)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")
+			before, told := a.View(), a.changed
+			a.journal.fail = errDisk
+			ok(t, do(a))
+			if d := same(before, a.View()); d == "" || a.changed == told {
+				t.Error("it waits for the disk")
+			}
+			if len(a.unsaved) == 0 {
+				t.Error("the journal is not behind: this test proves nothing")
+			}
+			a.journal.fail = nil
+			ok(t, a.SetEngine(t.Context(), runs(swarm("nodeA", "192.168.0.1"), one)))
+			sameAfterRestart(t, a)
+			if _, there := a.restarted(t).Network(web); there == (name == "DeleteNetwork") {
+				t.Errorf("after a restart the network is there: %t", there)
+			}
+		})
+	}
+}
+
+// TestWhatIsDeletedAndUnsavedIsDeletedAgain: the process ends before its journal has
+// taken a deletion, and the next one has the endpoint and the network back. The engine
+// does not list them, so both go again.
+func TestWhatIsDeletedAndUnsavedIsDeletedAgain(t *testing.T) {
+	a := member(t, "nodeA", "192.168.0.1", one, "10.255.0.2")
+	a.journal.fail = errDisk
+	must[uint64](t)(a.DeleteEndpoint(t.Context(), one))
+	must[uint64](t)(a.DeleteNetwork(t.Context(), web))
+	a.journal.fail = nil
+	a = a.restarted(t)
+	if _, back := a.Endpoint(one); !back {
+		t.Fatal("the journal was not behind: this test proves nothing")
+	}
+	idle := swarm("nodeA", "192.168.0.1")
+	for end := a.clock.now.Add(lostEndpoint + unusedNetwork + 2*time.Second); !a.clock.now.After(end); a.clock.now = a.clock.now.Add(time.Second) {
+		idle.ContainersAt = a.clock.now
+		ok(t, a.SetEngine(t.Context(), idle))
+		ok(t, a.Sweep(t.Context(), kernel.State{}))
+		if e, there := a.Endpoint(one); there && e.Task.Ready {
+			t.Fatal("it is given connections")
+		}
+	}
+	if v := a.View(); len(v.Endpoints)+len(v.Networks) > 0 {
+		t.Errorf("left are %v and %v", v.Endpoints, v.Networks)
 	}
 	sameAfterRestart(t, a)
 }

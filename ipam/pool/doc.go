@@ -30,7 +30,10 @@
 // which network a pool belongs. Exclusive is for the networks of one engine:
 // every request is new, and a pool or an address in use is refused.
 //
+// The lists of the managers say who has an address. PlanConfirm compares the leases
+// with them, finds those that nobody has, and Accounts tells of all.
+//
 // Be aware: IPv4 only, subnets from /8 to /30. A Table is not safe for
 // concurrent use; package ipam holds the lock. Nothing here reads a clock, the
-// host or the disk.
+// host or the disk: times are given.
 package pool

@@ -219,7 +219,7 @@ func BenchmarkPlanAddress16(b *testing.B) {
 	}
 	hole := ip("10.0.100.0")
 	for b.Loop() {
-		t.Apply(t.PlanReleaseAddress(id, hole))
+		t.Apply(t.PlanReleaseAddress(id, hole, now()))
 		a, c, err := t.PlanAddress(id, Want{})
 		if err != nil || a != hole {
 			b.Fatal(a, err)

@@ -1,7 +1,11 @@
 package pool
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"sluice/internal/model"
 )
@@ -172,14 +176,18 @@ func inUse(e *entry, a netip.Addr) error {
 
 // PlanReleaseAddress decides what the engine's ReleaseAddress does. It always
 // succeeds. The gateway of a bound pool stays: it leaves with the pool, and who
-// gives it back alone is a network that Bind refused.
-func (t *Table) PlanReleaseAddress(id ID, a netip.Addr) Change {
+// gives it back alone is a network that Bind refused. now is for PlanConfirm, whose
+// lists may be older than the release.
+func (t *Table) PlanReleaseAddress(id ID, a netip.Addr, now time.Time) Change {
 	e, err := t.find(id)
 	switch {
 	case err != nil || !e.Has(a):
 		return Change{}
 	case a != e.gateway:
-		return Change{DropLeases: []LeaseRecord{e.lease(a)}}
+		return Change{
+			DropLeases: []LeaseRecord{e.lease(a)},
+			Soft:       Soft{Released: []Release{{Subnet: e.subnet, Address: a, At: now}}},
+		}
 	case t.mode == Replayed && e.owner != "":
 		return Change{}
 	}
@@ -199,16 +207,21 @@ func (t *Table) PlanReleaseAddress(id ID, a netip.Addr) Change {
 // lease are leased, in doubt: Swarm's new leader deletes the tasks that the last
 // one was removing, replays nothing of them, and asks for new addresses in the
 // same moment, while their containers still run.
+//
+// again: a leader has allocated it before. Then the owner of the same subnet gives way if
+// it was told of before another manager led, and not since: that one ended it, or could
+// not have given the subnet away. What nobody has allocated yet gets nothing by that, as
+// the owner may not have been told of yet.
 // Errors: ErrInvalid, ErrConflict.
-func (t *Table) PlanBind(network model.NetworkID, subnet netip.Prefix, held []netip.Addr) (Change, error) {
+func (t *Table) PlanBind(network model.NetworkID, subnet netip.Prefix, held []netip.Addr, again bool) (Change, error) {
 	if network == "" {
 		return Change{}, refuse(ErrInvalid, "pool %s cannot be bound to a network without an id", subnet)
 	}
 	if err := checkSubnet(subnet); err != nil {
 		return Change{}, err
 	}
-	if other := t.owned(network); other != nil && other.id.Subnet != subnet {
-		return Change{}, refuse(ErrConflict, "network %s has subnet %s and cannot have %s too: sluice networks have one IPv4 subnet; leave out the second --subnet", t.name(network), other.id.Subnet, subnet)
+	if has := t.owned(network); has != nil && has.id.Subnet != subnet {
+		return Change{}, refuse(ErrConflict, "network %s has subnet %s and cannot have %s too: sluice networks have one IPv4 subnet; leave out the second --subnet", t.name(network), has.id.Subnet, subnet)
 	}
 	e := t.pools[subnet]
 	if e == nil {
@@ -217,8 +230,9 @@ func (t *Table) PlanBind(network model.NetworkID, subnet netip.Prefix, held []ne
 		}
 		return Change{Pools: []PoolRecord{{ID: ID{Space: t.space, Subnet: subnet}, Owner: network, Epoch: 1}}}, nil
 	}
-	if e.owner != "" && e.owner != network {
-		return Change{}, refuse(ErrConflict, "pool %s overlaps %s (%s); choose another --subnet", subnet, t.who(e), e.id.Subnet)
+	other := e.owner != "" && e.owner != network
+	if other && !(e.former && again) {
+		return Change{}, t.conflict(subnet, e)
 	}
 	r := e.record()
 	r.Owner = network
@@ -232,9 +246,66 @@ func (t *Table) PlanBind(network model.NetworkID, subnet netip.Prefix, held []ne
 	if r != e.record() {
 		c.Pools = []PoolRecord{r}
 	}
-	if t.mode == Replayed {
-		c.Leases = e.adopt(e.among(held))
+	there := e.among(held)
+	if other {
+		c.DropLeases = slices.DeleteFunc(e.leases(), func(l LeaseRecord) bool { return there.Has(e.offset(l.Address)) })
 	}
+	if t.mode == Replayed {
+		c.Leases = e.adopt(there)
+	}
+	return c, nil
+}
+
+var errAsked = errors.New("somebody asks for it, and no network has taken it yet")
+
+// Lost is a pool as the managers list it.
+type Lost struct {
+	Network     model.NetworkID
+	Subnet, Sub netip.Prefix // Sub: zero without --ip-range
+	Gateway     netip.Addr   // zero without one
+	Live        []netip.Addr // addresses of virtual IPs and tasks
+}
+
+// PlanRecover decides about a network whose pool was lost with the journal: Swarm asks
+// for addresses of it all the same, and tells of it again only when another manager
+// leads. It is made in one change with the leases of all who have an address, in doubt,
+// so that none of these is ever handed out again. New addresses come from behind the
+// highest of them: what lies between may have been given back a moment ago.
+//
+// A pool that is there stays as it is. One that is asked for just now is an error that
+// is no *Error: who asks will have told in a moment.
+// Errors: ErrInvalid, ErrConflict.
+func (t *Table) PlanRecover(l Lost) (Change, error) {
+	if t.owned(l.Network) != nil {
+		return Change{}, nil
+	}
+	if e := t.pools[l.Subnet]; e != nil && e.owner == "" {
+		return Change{}, fmt.Errorf("pool %s: %w", l.Subnet, errAsked)
+	}
+	leases, err := NewLeases(l.Subnet, l.Sub, t.mode == Replayed)
+	if err != nil {
+		return Change{}, err
+	}
+	if err := t.free(l.Subnet); err != nil {
+		return Change{}, err
+	}
+	r := PoolRecord{ID: ID{Space: t.space, Subnet: l.Subnet, Sub: l.Sub}, Owner: l.Network, Epoch: 1, Settled: true, Cursor: leases.cursorAddr()}
+	if leases.Allowed(l.Gateway) == nil {
+		r.Gateway = l.Gateway
+		leases.Take(l.Gateway)
+	}
+	c := Change{}
+	for _, a := range l.Live {
+		if leases.Allowed(a) != nil || leases.Has(a) {
+			continue
+		}
+		leases.Take(a)
+		c.Leases = append(c.Leases, LeaseRecord{Subnet: l.Subnet, Address: a}) // epoch 0: unconfirmed
+		if leases.automatic(leases.offset(a)) && !a.Less(r.Cursor) {
+			r.Cursor = leases.after(a)
+		}
+	}
+	c.Pools = []PoolRecord{r}
 	return c, nil
 }
 
@@ -282,53 +353,38 @@ func (t *Table) PlanFree(network model.NetworkID) Change {
 	r := e.record()
 	r.Owner = ""
 	c := Change{Pools: []PoolRecord{r}, Soft: Soft{Claims: []Claim{{Subnet: e.id.Subnet}}}}
-	for i := range e.used.All() {
-		if a := at(e.subnet, i); a != e.gateway {
-			c.DropLeases = append(c.DropLeases, e.lease(a))
-		}
-	}
+	c.DropLeases = e.leases()
 	return c
 }
 
-// Confirmation is what PlanConfirm found.
-type Confirmation struct {
-	Dropped []netip.Addr // unconfirmed and not live
-	Adopted []netip.Addr // live and not leased
+// leases are those of an entry, but for the gateway's.
+func (e *entry) leases() []LeaseRecord {
+	var out []LeaseRecord
+	for i := range e.used.All() {
+		if a := at(e.subnet, i); a != e.gateway {
+			out = append(out, e.lease(a))
+		}
+	}
+	return out
 }
 
-// PlanConfirm compares the leases of a network with the addresses that the
-// managers know of. What is unconfirmed and not among them is dropped; what is
-// confirmed stays in any case, since an address may be leased before the
-// managers' state shows it. A live address without a lease, which Swarm did not
-// replay because its task was running already, is leased again, unconfirmed:
-// should the managers' state have been older than a release, the next call
-// drops it. What only an endpoint holds (see PlanBind) stays leased and in doubt
-// for as long as it does: Swarm knows nothing of it and will never release it.
-// Addresses outside of the subnet are passed over.
-// Errors: ErrUnknownNetwork.
-func (t *Table) PlanConfirm(network model.NetworkID, live, held []netip.Addr) (Confirmation, Change, error) {
+// PlanTold decides what it does that Swarm's allocator tells of a network, at a time.
+func (t *Table) PlanTold(network model.NetworkID, at time.Time) Change {
 	e := t.owned(network)
 	if e == nil {
-		return Confirmation{}, Change{}, refuse(ErrUnknownNetwork, "network %s owns no pool of %s; bind it first", t.name(network), t.space)
+		return Change{}
 	}
-	alive, there := e.among(live), e.among(held)
-	var found Confirmation
-	var c Change
-	for i := range e.open.All() {
-		a := at(e.subnet, i)
-		if alive.Has(i) {
-			c.Soft.Confirmed = append(c.Soft.Confirmed, e.lease(a))
-			continue
+	return Change{Soft: Soft{Told: []Told{{Subnet: e.id.Subnet, At: at}}}}
+}
+
+// PlanFollow decides what it does that another manager led at a time: what was told of
+// before is of a former lead.
+func (t *Table) PlanFollow(at time.Time) Change {
+	c := Change{}
+	for _, e := range t.pools {
+		if e.owner != "" && !e.former && e.told.Before(at) {
+			c.Soft.Told = append(c.Soft.Told, Told{Subnet: e.id.Subnet, At: e.told, Former: true})
 		}
-		if there.Has(i) {
-			continue
-		}
-		found.Dropped = append(found.Dropped, a)
-		c.DropLeases = append(c.DropLeases, e.lease(a))
 	}
-	c.Leases = e.adopt(alive)
-	for _, l := range c.Leases {
-		found.Adopted = append(found.Adopted, l.Address)
-	}
-	return found, c, nil
+	return c
 }

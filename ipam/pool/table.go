@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"sluice/internal/model"
 )
@@ -45,10 +46,32 @@ type entry struct {
 	// in this life of the process. Who asks for one of them is somebody else.
 	given Set
 
+	// listed are the leases that were in doubt until the managers' lists had them, and
+	// that nobody has asked for since: Swarm's allocator may know nothing of them, and
+	// never release them.
+	listed Set
+
+	// orphans are the leases that nobody was known to have at the last PlanConfirm,
+	// by offset, with the time of the first one that found nobody. Who leases or asks
+	// for the address again begins anew.
+	orphans map[uint32]time.Time
+
+	// released are the addresses given back lately, by offset, with the time of it:
+	// a list that was asked for before may still show who had them.
+	released map[uint32]time.Time
+
 	// claimed: a bound pool was requested once more and no Bind has told yet by
 	// whom. One bit and no count: the allocator works through one network at a
 	// time, and a count would drift upwards with every replay.
 	claimed bool
+
+	// told is when Swarm's allocator last told of the network (Bind) in this life of the
+	// process; former: another manager has led since, seen in this life. That one's
+	// allocator may have ended the network, and given its subnet to another, and says
+	// neither here. After a restart, what was ended meanwhile is found by the managers'
+	// lists alone.
+	told   time.Time
+	former bool
 }
 
 // NewTable returns an empty address space. name turns a network's id into what
@@ -102,14 +125,39 @@ type Change struct {
 // claim whose Bind did not come is forgotten, as it should be.
 type Soft struct {
 	Confirmed []LeaseRecord
+	Listed    []LeaseRecord // of Confirmed: by the managers' lists alone
 	Given     []LeaseRecord // leased to who has asked, by name or not
+	Orphans   []Orphan
+	Released  []Release
 	Claims    []Claim
+	Told      []Told
+}
+
+// Release is an address that was given back.
+type Release struct {
+	Subnet  netip.Prefix
+	Address netip.Addr
+	At      time.Time // zero: what is said of it from now on is younger
+}
+
+// Orphan is a lease that nobody is known to have.
+type Orphan struct {
+	Subnet  netip.Prefix
+	Address netip.Addr
+	Since   time.Time // zero: somebody has it after all
 }
 
 // Claim says whether the next Bind of a bound pool is awaited.
 type Claim struct {
 	Subnet  netip.Prefix
 	Claimed bool
+}
+
+// Told is when a pool's network was told of, and whether another has led since.
+type Told struct {
+	Subnet netip.Prefix
+	At     time.Time
+	Former bool
 }
 
 // Durable reports whether there is something to journal.
@@ -127,6 +175,8 @@ func (t *Table) Apply(c Change) {
 		if e := t.pools[l.Subnet]; e != nil {
 			e.Release(l.Address)
 			e.given.Remove(e.offset(l.Address))
+			e.listed.Remove(e.offset(l.Address))
+			delete(e.orphans, e.offset(l.Address))
 		}
 	}
 	for _, r := range c.Pools {
@@ -136,7 +186,7 @@ func (t *Table) Apply(c Change) {
 			if err != nil {
 				continue // Plan and Restore have made the same call and looked
 			}
-			e = &entry{Leases: leases, id: r.ID, given: NewSet(sizeOf(r.ID.Subnet))}
+			e = &entry{Leases: leases, id: r.ID, given: NewSet(sizeOf(r.ID.Subnet)), listed: NewSet(sizeOf(r.ID.Subnet)), orphans: make(map[uint32]time.Time), released: make(map[uint32]time.Time)}
 			t.pools[r.ID.Subnet] = e
 		}
 		e.set(r)
@@ -144,6 +194,8 @@ func (t *Table) Apply(c Change) {
 	for _, l := range c.Leases {
 		if e := t.pools[l.Subnet]; e != nil {
 			e.Take(l.Address)
+			delete(e.orphans, e.offset(l.Address))
+			delete(e.released, e.offset(l.Address))
 			if l.Epoch != e.epoch {
 				e.Doubt(l.Address)
 			}
@@ -157,14 +209,44 @@ func (t *Table) Apply(c Change) {
 			e.Take(l.Address)
 		}
 	}
+	for _, l := range c.Soft.Listed {
+		if e := t.pools[l.Subnet]; e != nil {
+			e.listed.Add(e.offset(l.Address))
+		}
+	}
 	for _, l := range c.Soft.Given {
 		if e := t.pools[l.Subnet]; e != nil {
 			e.given.Add(e.offset(l.Address))
+			e.listed.Remove(e.offset(l.Address))
+			delete(e.orphans, e.offset(l.Address))
+		}
+	}
+	for _, o := range c.Soft.Orphans {
+		switch e := t.pools[o.Subnet]; {
+		case e == nil:
+		case o.Since.IsZero():
+			delete(e.orphans, e.offset(o.Address))
+		case e.Has(o.Address):
+			e.orphans[e.offset(o.Address)] = o.Since
+		}
+	}
+	for _, r := range c.Soft.Released {
+		switch e := t.pools[r.Subnet]; {
+		case e == nil:
+		case r.At.IsZero():
+			delete(e.released, e.offset(r.Address))
+		default:
+			e.released[e.offset(r.Address)] = r.At
 		}
 	}
 	for _, cl := range c.Soft.Claims {
 		if e := t.pools[cl.Subnet]; e != nil {
 			e.claimed = cl.Claimed
+		}
+	}
+	for _, x := range c.Soft.Told {
+		if e := t.pools[x.Subnet]; e != nil {
+			e.told, e.former = x.At, x.Former
 		}
 	}
 }
@@ -175,13 +257,17 @@ func (e *entry) set(r PoolRecord) {
 		for i := range e.used.All() {
 			e.open.Add(i)
 		}
-		e.given = NewSet(sizeOf(e.subnet))
+		e.given, e.listed = NewSet(sizeOf(e.subnet)), NewSet(sizeOf(e.subnet))
+		clear(e.orphans)
 	}
 	if e.gateway.IsValid() && e.gateway != r.Gateway {
 		e.Release(e.gateway)
 	}
 	if r.Gateway.IsValid() {
 		e.Take(r.Gateway)
+	}
+	if e.owner != r.Owner {
+		e.told, e.former = time.Time{}, false
 	}
 	e.owner, e.gateway, e.epoch, e.settled = r.Owner, r.Gateway, r.Epoch, r.Settled
 	e.moveCursor(r.Cursor)
@@ -252,11 +338,28 @@ func (t *Table) Check() error {
 		if e.gateway.IsValid() && (!e.Has(e.gateway) || e.Open(e.gateway)) {
 			return fmt.Errorf("pool %s: gateway %s is not leased, or in doubt", e.id, e.gateway)
 		}
+		for i := range e.orphans {
+			if a := at(e.subnet, i); !e.Has(a) || e.Open(a) || a == e.gateway {
+				return fmt.Errorf("pool %s: %s is said to be nobody's, and is no confirmed lease", e.id, a)
+			}
+		}
 		if err := e.Check(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Owners are the networks that own a pool, and whether each was told of since another
+// manager led last.
+func (t *Table) Owners() map[model.NetworkID]bool {
+	out := make(map[model.NetworkID]bool, len(t.pools))
+	for _, e := range t.pools {
+		if e.owner != "" {
+			out[e.owner] = !e.former
+		}
+	}
+	return out
 }
 
 // Status is one pool of a table, for people.
@@ -285,6 +388,29 @@ type Lease struct {
 	Address     netip.Addr
 	Gateway     bool
 	Unconfirmed bool
+	// Orphaned is since when nobody is known to have it; zero: somebody has, or
+	// nobody has looked yet (PlanConfirm).
+	Orphaned time.Time
+}
+
+// Leaked reports whether nobody has had the address for longer than LeakAfter.
+func (l Lease) Leaked(now time.Time) bool {
+	return !l.Orphaned.IsZero() && now.Sub(l.Orphaned) >= LeakAfter
+}
+
+// Listing is one pool with its addresses in use, in rising order.
+type Listing struct {
+	Status
+	Leases []Lease
+}
+
+// List returns all pools in the order of their subnets.
+func (t *Table) List() []Listing {
+	var all []Listing
+	for _, s := range t.Status() {
+		all = append(all, Listing{Status: s, Leases: t.Leases(s.ID)})
+	}
+	return all
 }
 
 // Leases returns the addresses in use of a pool in rising order; none for a pool
@@ -297,7 +423,7 @@ func (t *Table) Leases(id ID) []Lease {
 	var all []Lease
 	for i := range e.used.All() {
 		a := at(e.subnet, i)
-		all = append(all, Lease{Address: a, Gateway: a == e.gateway, Unconfirmed: e.Open(a)})
+		all = append(all, Lease{Address: a, Gateway: a == e.gateway, Unconfirmed: e.Open(a), Orphaned: e.orphans[i]})
 	}
 	return all
 }
@@ -316,7 +442,7 @@ func (t *Table) find(id ID) (*entry, error) {
 	if t.mode == Exclusive {
 		return nil, refuse(ErrUnknownPool, "pool %s is not known: its network was removed, or the plugin's state was lost; remove the network and create it again", id)
 	}
-	return nil, refuse(ErrUnknownPool, "pool %s is not known: its network was removed, or the plugin's state was lost; it comes back as soon as the managers' networks are read, else demote and promote this manager to make Swarm say it again", id)
+	return nil, refuse(ErrUnknownPool, "pool %s is not known: its network was removed, or the plugin's state was lost; it comes back as soon as the managers' networks are read; if it does not, the log says why", id)
 }
 
 // owned returns the pool of a network, or nil.
@@ -341,6 +467,10 @@ func (t *Table) free(subnet netip.Prefix) error {
 	if other == nil {
 		return nil
 	}
+	return t.conflict(subnet, other)
+}
+
+func (t *Table) conflict(subnet netip.Prefix, other *entry) error {
 	return refuse(ErrConflict, "pool %s overlaps %s (%s); choose another --subnet", subnet, t.who(other), other.id.Subnet)
 }
 

@@ -25,7 +25,7 @@ func network(t interface{ Fatal(...any) }, tb *Table, id model.NetworkID, subnet
 		}
 		tb.Apply(c)
 		if i == 0 {
-			if c, err = tb.PlanBind(id, subnet, nil); err != nil {
+			if c, err = tb.PlanBind(id, subnet, nil, false); err != nil {
 				t.Fatal(err)
 			}
 			tb.Apply(c)
@@ -49,7 +49,7 @@ func replay(t interface{ Fatal(...any) }, tb *Table, id model.NetworkID, pid ID,
 		if l.Gateway {
 			_, c, err = tb.PlanAddress(pid, Want{Address: l.Address, Gateway: true, Serial: true})
 			step(c, err)
-			step(tb.PlanBind(id, pid.Subnet, nil))
+			step(tb.PlanBind(id, pid.Subnet, nil, false))
 		}
 	}
 	for _, l := range addrs {
@@ -66,7 +66,7 @@ func TestReplayIsIdempotent(t *testing.T) {
 		subnet := netip.PrefixFrom(ip("10.0.0.0"), rapid.IntRange(22, 28).Draw(t, "bits"))
 		pid := network(t, tb, "web", subnet, rapid.IntRange(0, 12).Draw(t, "n"))
 		for range rapid.IntRange(0, 6).Draw(t, "releases") {
-			tb.Apply(tb.PlanReleaseAddress(pid, at(subnet, rapid.Uint32Range(0, 15).Draw(t, "i"))))
+			tb.Apply(tb.PlanReleaseAddress(pid, at(subnet, rapid.Uint32Range(0, 15).Draw(t, "i")), now()))
 		}
 		status, leases := tb.Status(), tb.Leases(pid)
 		for range rapid.IntRange(1, 3).Draw(t, "changes of leader") {
@@ -142,5 +142,27 @@ func TestRefusalsNameTheNetworkAsPeopleDo(t *testing.T) {
 	wantRefusal(t, err, ErrConflict, "network web-x (10.0.0.0/16)")
 	if tb.Leases(ID{Space: "s", Subnet: pfx("10.9.0.0/16")}) != nil {
 		t.Error("leases of a pool that is not there")
+	}
+}
+
+// TestWhatWasToldOfSinceStays: whether another leads is asked for, and the answer may be
+// from before this manager came to lead.
+func TestWhatWasToldOfSinceStays(t *testing.T) {
+	tb := NewTable("s", Replayed, nil)
+	network(t, tb, "web", pfx("10.0.0.0/24"), 0)
+	network(t, tb, "shop", pfx("10.1.0.0/24"), 0)
+	tb.Apply(tb.PlanTold("web", now()))
+	tb.Apply(tb.PlanTold("absent", now()))
+	tb.Apply(tb.PlanFollow(now()))
+	if got := tb.Owners(); !got["web"] || got["shop"] || len(got) != 2 {
+		t.Errorf("those of this lead: %v", got)
+	}
+	tb.Apply(tb.PlanFollow(now().Add(1)))
+	if got := tb.Owners(); got["web"] {
+		t.Errorf("those of this lead: %v", got)
+	}
+	tb.Apply(tb.PlanTold("web", now()))
+	if got := tb.Owners(); !got["web"] {
+		t.Errorf("those of this lead: %v", got)
 	}
 }

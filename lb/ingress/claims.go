@@ -28,6 +28,14 @@ const (
 // and ordinary unicast to Linux.
 func DefaultPool() netip.Prefix { return netip.MustParsePrefix("250.0.0.0/8") }
 
+// PoolOf is where blocks come from on this node.
+func PoolOf(self model.Self) netip.Prefix {
+	if self.MeshPool.IsValid() {
+		return self.MeshPool
+	}
+	return DefaultPool()
+}
+
 // ParsePool reads the setting of the pool.
 func ParsePool(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
@@ -75,7 +83,7 @@ func Claims(v model.View) (map[model.NetworkID]model.Entry, map[model.NetworkID]
 	errs := make(map[model.NetworkID]error)
 	for _, id := range Entered(v) {
 		n, here := v.Networks[id]
-		switch of := poolOf(v.Self); {
+		switch of := PoolOf(v.Self); {
 		case !here:
 		case n.Subnet.IsValid() && n.Subnet.Overlaps(of):
 			errs[id] = fmt.Errorf("network %s has subnet %s, which is in the mesh's pool %s; set MESH_POOL to what no network has, on all nodes", id.Short(), n.Subnet, of)

@@ -189,13 +189,24 @@ func Tried(won []Port, tried []model.HostRange) []Port {
 	return out
 }
 
-// HostPorts are the ports of a result of Own one by one, as processes have them.
-func HostPorts(won []Port) []model.HostPort {
+// AllTried says whether the node has tried to hold every port that is its, as far as
+// the view knows.
+func AllTried(v model.View) bool {
+	won, _ := Own(Wants(v), nil) // what processes have is known by trying
+	return count(Tried(won, v.Tried)) == count(won)
+}
+
+func count(ports []Port) int {
 	n := 0
-	for _, p := range won {
+	for _, p := range ports {
 		n += int(p.Hi-p.Lo) + 1
 	}
-	out := make([]model.HostPort, 0, n)
+	return n
+}
+
+// HostPorts are the ports of a result of Own one by one, as processes have them.
+func HostPorts(won []Port) []model.HostPort {
+	out := make([]model.HostPort, 0, count(won))
 	for _, p := range won {
 		for i := int(p.Lo); i <= int(p.Hi); i++ {
 			out = append(out, model.HostPort{Proto: p.Proto, Addr: p.Addr, Port: uint16(i)})

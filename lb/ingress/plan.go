@@ -44,7 +44,7 @@ func leads(v model.View) map[model.NetworkID]*lead {
 			continue
 		}
 		numbers[e.Number] = true
-		l := &lead{Network: n, entry: e, block: Block(poolOf(v.Self), e.Number), aliases: make(map[model.ServiceID]netip.Addr)}
+		l := &lead{Network: n, entry: e, block: Block(PoolOf(v.Self), e.Number), aliases: make(map[model.ServiceID]netip.Addr)}
 		// Services that publish on other nodes have their places too, so that a label of
 		// this node moves nobody.
 		var oldest []model.ServiceID
@@ -66,13 +66,6 @@ func leads(v model.View) map[model.NetworkID]*lead {
 		out[id] = l
 	}
 	return out
-}
-
-func poolOf(self model.Self) netip.Prefix {
-	if self.MeshPool.IsValid() {
-		return self.MeshPool
-	}
-	return DefaultPool()
 }
 
 // Balanced are the aliases at which service.Plan balances the services that
@@ -110,7 +103,7 @@ func Plan(v model.View, want kernel.State) {
 	}
 	for id, n := range v.Networks {
 		if !n.Local && n.Gateway.Is4() && !v.Self.NoMesh {
-			back(n, Claimed(v, id), poolOf(v.Self), want)
+			back(n, Claimed(v, id), PoolOf(v.Self), want)
 		}
 	}
 	tasks(v, want)
@@ -222,7 +215,7 @@ func tasks(v model.View, want kernel.State) {
 		if loose {
 			udp[e.Sandbox] = true
 		}
-		want[mesh] = kernel.TaskMeshSpec{Pool: poolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
+		want[mesh] = kernel.TaskMeshSpec{Pool: PoolOf(v.Self), MAC: e.MAC, Subnet: n.Subnet.Masked(), UDP: loose}
 		want[kernel.TaskRoute{Sandbox: e.Sandbox, Addr: e.Addr}] = kernel.TaskRouteSpec{Subnet: n.Subnet.Masked(), Gateway: n.Gateway, Loose: loose, Last: loose && n.Internal}
 	}
 }

@@ -32,7 +32,7 @@ type Config struct {
 	View    func() model.View // the newest view; must not block
 	Sockets Sockets
 	// Taken is told what was tried, and what of it processes have; see model.View.
-	Taken func([]model.HostRange, map[model.HostPort]string)
+	Taken func(context.Context, []model.HostRange, map[model.HostPort]string)
 	// Reserved are ports that this program has or may come to need, of all addresses,
 	// with what for. They are never held for a service: after a restart the sockets here
 	// are made before those, and every node would lose the others.
@@ -104,7 +104,7 @@ func (p *Publisher) Missed() uint64 { return p.cfg.Sockets.Missed() }
 
 // Begin looks for the first time. It is to be called before anything is planned:
 // what a process has must not lead to a service until that is seen.
-func (p *Publisher) Begin() { p.look() }
+func (p *Publisher) Begin(ctx context.Context) { p.look(ctx) }
 
 // Run works until ctx ends, after Begin. The ports stay held: they go with the
 // process.
@@ -123,13 +123,13 @@ func (p *Publisher) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		woken = p.woken
-		p.look()
+		p.look(ctx)
 		timer.Reset(retry)
 	}
 }
 
 // look sets the ports by the newest view.
-func (p *Publisher) look() {
+func (p *Publisher) look(ctx context.Context) {
 	p.looked = time.Now()
 	v := p.cfg.View()
 	won, lost := ingress.Own(ingress.Wants(v), nil)
@@ -150,7 +150,7 @@ func (p *Publisher) look() {
 	again := p.looked.Sub(p.tried) >= retry && (len(before) > 0 || absent)
 	if p.tried.IsZero() || !slices.Equal(won, p.held) || again {
 		p.tried = p.looked
-		p.set(won, before)
+		p.set(ctx, won, before)
 	}
 	if n := p.cfg.Sockets.Missed(); n != p.missed {
 		p.cfg.Log.Warn("connections to published ports have missed the rules, and were reset", "op", count(n-p.missed, "connections"))
@@ -159,7 +159,7 @@ func (p *Publisher) look() {
 }
 
 // set sets ports, and tells what has changed in what cannot be had.
-func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
+func (p *Publisher) set(ctx context.Context, won []ingress.Port, before map[model.HostPort]error) {
 	failed := make(map[model.HostPort]error)
 	want := slices.DeleteFunc(ingress.HostPorts(won), func(port model.HostPort) bool {
 		what, is := p.cfg.Reserved[model.HostPort{Proto: port.Proto, Port: port.Port}]
@@ -187,7 +187,7 @@ func (p *Publisher) set(won []ingress.Port, before map[model.HostPort]error) {
 	p.mu.Lock()
 	p.failed, p.absent = failed, absent
 	p.mu.Unlock()
-	p.cfg.Taken(ingress.Ranges(won), taken)
+	p.cfg.Taken(ctx, ingress.Ranges(won), taken)
 	p.log(before, failed)
 }
 

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,13 +81,13 @@ func during(t *testing.T, h *host, f func(p *Publisher)) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{
 			View: func() model.View { h.mu.Lock(); defer h.mu.Unlock(); return h.view }, Sockets: h,
-			Taken: func(tried []model.HostRange, m map[model.HostPort]string) {
+			Taken: func(_ context.Context, tried []model.HostRange, m map[model.HostPort]string) {
 				h.change(func() { h.tried, h.taken = append([]model.HostRange{}, tried...), m })
 			},
 			Reserved: map[model.HostPort]string{tcp(7947): "sluice itself (GOSSIP_PORT)"},
 			Log:      slog.New(slog.NewTextHandler(&h.log, nil)),
 		})
-		p.Begin()
+		p.Begin(t.Context())
 		go p.Run(t.Context()) // which ends with f
 		synctest.Wait()
 		f(p)

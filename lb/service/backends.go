@@ -37,9 +37,9 @@ type Backend struct {
 	Meshed bool
 	// WhyUnmeshed is to Meshed what Why is to Ready.
 	WhyUnmeshed string
-	// beaten says that its address is another endpoint's by now: what is sent there
-	// is not for it.
-	beaten bool
+	// gone says that nothing may be sent there, not what is open either: its address is
+	// another endpoint's by now, or its node is down.
+	gone bool
 	// Why is the reason for not being Ready, for people; empty if it is.
 	Why string
 }
@@ -166,11 +166,14 @@ func backends(v model.View, x *Virtual, ms []*member) []Backend {
 		b.Weight = min(max(1, cmp.Or(m.Weight, x.Options.Weight)), maxWeight)
 		// Not the service's: a task that was started without one has the network's.
 		b.Mode = cmp.Or(m.Mode, v.Networks[x.Network].Options.Mode, DR)
-		b.beaten = m.beaten != nil
+		b.gone = m.beaten != nil || m.lost
 		b.Why = m.unready(x.VIP, b.Mode)
 		b.Ready = b.Why == ""
 		b.WhyUnmeshed = m.unmeshed()
 		b.Meshed = b.WhyUnmeshed == ""
+	}
+	if x.Options.SlowStart > 0 {
+		slowStart(v, x, out)
 	}
 	return out
 }

@@ -27,32 +27,66 @@ func Datapath(self model.Self, n model.Network) string {
 	return IPVS
 }
 
-// way is a way to a VIP that IPVS has a service of its own for: one port of it or
-// all, from one client or all others.
+// way is a way to a VIP that IPVS has a service of its own for: one port of it, all
+// of UDP, or all there is, from one client or all others.
 type way struct {
 	vip, client netip.Addr
-	port        model.PortMap // zero: all
+	port        model.PortMap // zero: all; with a protocol alone: all of that
 	mark        uint32        // what its packets are marked with
+	datagrams   bool          // nothing but UDP takes it
 }
 
 // waysTo lists the ways to a service's VIP, without marks. Besides those for
 // everybody, each local backend has its own, in which it is not: IPVS has no "not
-// the client itself".
+// the client itself". UDP has a way of its own, by which it leaves with its backend:
+// see ipvsKeep.
 func waysTo(x *Virtual) []way {
 	ports := x.Options.Ports.List()
 	if ports == nil {
 		ports = []model.PortMap{{}}
+		if !together(x) {
+			ports = append(ports, allOfUDP())
+		}
 	}
 	out := make([]way, 0, 2*len(ports))
 	for _, p := range ports {
-		out = append(out, way{vip: x.VIP, port: p})
+		udp := p.Proto == model.UDP
+		out = append(out, way{vip: x.VIP, port: p, datagrams: udp})
 		for i := range x.Backends { // sorted by address, which two may claim
 			if b := &x.Backends[i]; b.Local && b.Addr != out[len(out)-1].client {
-				out = append(out, way{vip: x.VIP, client: b.Addr, port: p})
+				out = append(out, way{vip: x.VIP, client: b.Addr, port: p, datagrams: udp})
 			}
 		}
 	}
 	return out
+}
+
+// waysInto lists the ways to a service at its alias, where only what it publishes
+// arrives.
+func waysInto(m *meshedVirtual) []way {
+	var udp, rest bool
+	for _, p := range m.Options.Published.List() {
+		udp, rest = udp || p.Proto == model.UDP, rest || p.Proto != model.UDP
+	}
+	out := []way{{vip: m.at, datagrams: udp && !rest}}
+	if udp && rest && !together(&m.Virtual) {
+		out = append(out, way{vip: m.at, port: allOfUDP(), datagrams: true})
+	}
+	return out
+}
+
+// allOfUDP is what a way is for that takes the datagrams of all ports.
+func allOfUDP() model.PortMap { return model.PortMap{Proto: model.UDP} }
+
+// together says whether the TCP and the UDP of one client have to meet in one service
+// of IPVS: where it remembers whom it has chosen, hashes the client's address into a
+// table that depends on the order in which backends came, or bounds what a backend has.
+func together(x *Virtual) bool {
+	switch x.Scheduler {
+	case SH, MH, "lblc", "lblcr", "ovf":
+		return true
+	}
+	return x.Options.Persist > 0 || x.Options.Upper > 0 || x.Options.Lower > 0
 }
 
 // number is a hash of what the way is: FNV-1a, 32 bits.
@@ -76,10 +110,17 @@ const maxMark = 1<<31 - 1
 // mark gives each way of a network a firewall mark of its own, which is not 0. It
 // follows from the way, so that a service keeps its mark, and its connections,
 // whatever comes and goes beside it. Only of two with the same hash, which among
-// 10,000 happens on one node of forty, one takes the next number, and may lose it.
+// 10,000 happens on one node of forty, one takes the next number, and may lose it: a way
+// for all of UDP rather than another, whose connections are open for longer.
 func mark(ways []*way) {
+	last := func(w *way) int {
+		if w.port == allOfUDP() {
+			return 1
+		}
+		return 0
+	}
 	slices.SortFunc(ways, func(a, b *way) int {
-		return cmp.Or(a.vip.Compare(b.vip), a.client.Compare(b.client),
+		return cmp.Or(last(a)-last(b), a.vip.Compare(b.vip), a.client.Compare(b.client),
 			cmp.Compare(a.port.Proto, b.port.Proto), cmp.Compare(a.port.From, b.port.From))
 	})
 	taken := make(map[uint32]bool, len(ways))
@@ -222,16 +263,24 @@ func ipvsDestSpec(x *Virtual, b *Backend, weight int) kernel.IPVSDestSpec {
 
 // ipvsKeep gives the backends of x that are not ready a place with weight 0 in the
 // services of the VIP's owner, which may be x itself: what is open goes on.
+//
+// UDP has nothing open, and IPVS leads a client's port to the same place for as long as
+// that is there: on a way that nothing else takes, datagrams move at once, if somebody
+// else is there to take them. Where TCP and UDP go together, they move when the backend
+// has gone. So they do in mode nat: with a place, the kernel forgets its connections
+// (expire_nodest_conn, since Linux 5.9), and an answer that is under way would come with
+// the task's own address.
 func ipvsKeep(ns string, owner, x *Virtual, ways []way, want kernel.State) {
 	if !slices.ContainsFunc(x.Backends, func(b Backend) bool { return !b.Ready || owner != x }) {
 		return // the rule
 	}
 	for i := range ways {
 		w := &ways[i]
+		moves := w.datagrams && slices.ContainsFunc(owner.Backends, func(b Backend) bool { return b.Ready && b.Addr != w.client })
 		for j := range x.Backends {
 			b := &x.Backends[j]
 			dest := ipvsDest(ns, w, b)
-			if want[dest] != nil || b.beaten || b.Addr == w.client {
+			if want[dest] != nil || b.gone || b.Addr == w.client || moves && b.Mode != NAT {
 				continue
 			}
 			want[dest] = ipvsDestSpec(owner, b, 0)
@@ -244,7 +293,7 @@ func ipvsKeep(ns string, owner, x *Virtual, ways []way, want kernel.State) {
 func ipvsLift(n *network, x *Virtual, want kernel.State) {
 	for i := range x.Backends {
 		b := &x.Backends[i]
-		if b.Mode != NAT || b.beaten {
+		if b.Mode != NAT || b.gone {
 			continue
 		}
 		want[kernel.LiftTable{NS: n.ns}] = kernel.LiftTableSpec{Router: overlay.RouterMAC(n.Network)}

@@ -25,6 +25,7 @@ type member struct {
 	place    place      // its service is empty if it has none
 	running  bool       // by the word of its engine
 	leaving  bool       // by that of a manager
+	lost     bool       // with its node
 	prepared netip.Addr // the VIP that its namespace translates
 	meshed   bool       // its namespace takes connections of published ports
 	beaten   *member    // by whom, in the claim to its address; see holder
@@ -40,13 +41,13 @@ type member struct {
 func members(v model.View) []member {
 	all := make([]member, 0, len(v.Endpoints)+len(v.Remotes)) // never grows: pointers into it stay good
 	held := make(map[site]*member, cap(all))
-	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, meshed bool, b Backend, own *model.ServiceOptions) {
+	add := func(network model.NetworkID, t *model.Task, prepared netip.Addr, meshed, lost bool, b Backend, own *model.ServiceOptions) {
 		if _, here := v.Networks[network]; !here {
 			return
 		}
 		b.Task, b.Weight, b.Mode, b.Ports = t.ID, own.Weight, own.Mode, own.Ports
 		all = append(all, member{
-			Backend: b, place: place{t.Service, network}, running: t.Ready, leaving: t.Leaving,
+			Backend: b, place: place{t.Service, network}, running: t.Ready && !lost, leaving: t.Leaving, lost: lost,
 			prepared: prepared, meshed: meshed,
 		})
 		m := &all[len(all)-1]
@@ -61,13 +62,13 @@ func members(v model.View) []member {
 		}
 	}
 	for id, e := range v.Endpoints {
-		add(e.Network, &e.Task, e.Prepared, e.Meshed, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Local: true, Tunnel: e.Tunnel}, &e.Options)
+		add(e.Network, &e.Task, e.Prepared, e.Meshed, false, Backend{Endpoint: id, Addr: e.Addr, MAC: e.MAC, Local: true, Tunnel: e.Tunnel}, &e.Options)
 	}
 	for id, r := range v.Remotes {
 		// overlay.Plan makes no way to a node without a VTEP, nor to this one under
 		// another name.
 		if r.VTEP.IsValid() && r.VTEP != v.Self.VTEP {
-			add(r.Network, &r.Task, r.Prepared, r.Meshed, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Tunnel: r.Tunnel}, &r.Options)
+			add(r.Network, &r.Task, r.Prepared, r.Meshed, r.Lost, Backend{Endpoint: id, Node: r.Node, Addr: r.Addr, MAC: r.MAC, Tunnel: r.Tunnel}, &r.Options)
 		}
 	}
 	return all
@@ -118,6 +119,8 @@ const preparing = "being prepared"
 // out says why a member gets no new connections, to whatever address.
 func (m *member) out() string {
 	switch {
+	case m.lost:
+		return "its node is down"
 	case m.leaving:
 		return "leaving"
 	case !m.running:

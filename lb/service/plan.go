@@ -33,7 +33,11 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 		}
 		n := nets[x.Network]
 		ready := x.Ready()
-		if owner[site{x.Network, x.VIP}] == i {
+		o, served := owner[site{x.Network, x.VIP}], len(ready) > 0
+		if o != i {
+			served = len(xs[o].Ready()) > 0
+		}
+		if o == i {
 			want[kernel.Addr{NS: n.ns, Dev: overlay.BridgeName, Prefix: host(x.VIP)}] = kernel.AddrSpec{}
 			switch {
 			case n.by == NFT:
@@ -45,7 +49,7 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 		for j := range x.Backends {
 			b := &x.Backends[j]
 			if n.by == NFT {
-				alive(n.ns, x.VIP, b, owner[site{x.Network, x.VIP}] == i, want)
+				alive(n.ns, x.VIP, b, (o != i || !b.Ready) && served, want)
 			}
 			if b.Local {
 				task(v.Endpoints[b.Endpoint], x, b, len(ready) == 1 && b.Ready, want)
@@ -64,8 +68,9 @@ func Plan(v model.View, aliases []Alias, want kernel.State) {
 		m := &meshed[i]
 		if n := nets[m.Network]; n.by == NFT {
 			virtual(n.ns, m.at, &m.Virtual, m.Ready(), want)
+			served := len(m.Ready()) > 0
 			for j := range m.Backends {
-				alive(n.ns, m.at, &m.Backends[j], true, want)
+				alive(n.ns, m.at, &m.Backends[j], !m.Backends[j].Ready && served, want)
 			}
 		} else {
 			ipvsVirtual(n.ns, &m.Virtual, waysIn[i], want)
@@ -138,8 +143,10 @@ func waysToAll(nets map[model.NetworkID]*network, xs []Virtual, owner map[site]i
 	}
 	for i := range meshed {
 		if m := &meshed[i]; nets[m.Network].by == IPVS {
-			aliases[i] = []way{{vip: m.at}}
-			all[m.Network] = append(all[m.Network], &aliases[i][0])
+			aliases[i] = waysInto(m)
+			for j := range aliases[i] {
+				all[m.Network] = append(all[m.Network], &aliases[i][j])
+			}
 		}
 	}
 	for _, ways := range all {
@@ -218,14 +225,14 @@ func translates(x *Virtual) bool {
 	return slices.ContainsFunc(x.Backends, func(b Backend) bool { return b.Mode == NAT })
 }
 
-// alive adds what lets a backend go on with what it serves, if nftables balances.
-// It gets nothing new, not from a client that is kept with it either, if it leaves
-// or if the VIP is another service's by now.
-func alive(ns string, at netip.Addr, b *Backend, owner bool, want kernel.State) {
-	if b.beaten {
-		return // its MAC may be its successor's, who does not drain
+// alive adds what lets a backend go on with what it serves, if nftables balances. It
+// drains if it leaves or if the VIP is another service's by now, and somebody else is
+// there to take what it has to give up.
+func alive(ns string, at netip.Addr, b *Backend, drains bool, want kernel.State) {
+	if b.gone {
+		return // and its MAC may be its successor's, who does not drain
 	}
-	want[kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}] = kernel.AliveSpec{Drains: !b.Ready || !owner}
+	want[kernel.Alive{NS: ns, VIP: at, MAC: b.MAC}] = kernel.AliveSpec{Drains: drains}
 	if b.Mode == NAT {
 		want[kernel.Real{NS: ns, MAC: b.MAC}] = kernel.RealSpec{IP: b.Addr}
 	}

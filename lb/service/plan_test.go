@@ -127,6 +127,35 @@ func cases() []planCase {
 			w.there("e2", web, webVIP, "10.255.0.4")
 			w.there("e3", web, webVIP, "10.255.0.5", func(r *model.Remote) { r.Task.Leaving = true })
 		}},
+		// One serves UDP to nobody else's loss; the other goes on with what is open.
+		{"leaving-with-named-ports", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Ports: "53/udp;80/tcp"}}
+			w.Services[web] = s
+			w.here("e1", web, webVIP, "10.255.0.3", func(e *model.Endpoint) { e.Task.Leaving = true })
+			w.there("e2", web, webVIP, "10.255.0.4")
+		}},
+		// TCP and UDP of one client stay with one backend, to its end.
+		{"leaving-with-persistence", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Persist: 300, PersistBits: 32}}
+			w.Services[web] = s
+			w.there("e1", web, webVIP, "10.255.0.3", func(r *model.Remote) { r.Task.Leaving = true })
+			w.there("e2", web, webVIP, "10.255.0.4")
+		}},
+		// Nobody takes what it has.
+		{"the-last-one-leaves", func(w world) {
+			s := w.told(web, vipOn(net1, webVIP))
+			s.Options = map[model.NetworkID]model.ServiceOptions{net1: {Ports: "53/udp"}}
+			w.Services[web] = s
+			w.there("e2", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Task.Leaving = true })
+		}},
+		// Also what is open to it ends: nobody would answer.
+		{"a-node-is-down", func(w world) {
+			w.told(web, vipOn(net1, webVIP))
+			w.here("e1", web, webVIP, "10.255.0.3")
+			w.there("e2", web, webVIP, "10.255.0.4", func(r *model.Remote) { r.Lost, r.Task.Leaving = true, true })
+		}},
 		// Its namespace must be prepared before it gets anything: the translation is
 		// planned, the slot is not.
 		{"being-prepared", func(w world) {
@@ -286,7 +315,7 @@ func TestPlans(t *testing.T) {
 // What of it differs on a node whose kernel has ip_vs.
 func TestPlansWithIPVS(t *testing.T) {
 	names := []string{
-		"no-services", "zero-replicas", "two-nodes", "self-call-of-two", "self-call-of-one", "leaving", "being-prepared",
+		"no-services", "zero-replicas", "two-nodes", "self-call-of-two", "self-call-of-one", "leaving", "leaving-with-named-ports", "leaving-with-persistence", "the-last-one-leaves", "a-node-is-down", "being-prepared",
 		"weights", "one-task-on-two-networks", "local-network", "an-address-twice", "a-vip-passes-on",
 		"destination-hash", "mode-nat", "mode-tun", "mode-dr", "named-ports-of-one-task",
 	}

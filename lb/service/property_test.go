@@ -34,6 +34,7 @@ func worlds() *rapid.Generator[model.View] {
 				Weight:    rapid.SampledFrom([]int{0, 1, 2, 3, 255, -7, 1 << 20}).Draw(t, "weight"),
 				Ports:     rapid.SampledFrom([]model.Ports{"", "80/tcp", "53/udp;81:80/tcp"}).Draw(t, "ports"),
 				Idle:      rapid.SampledFrom([]int{0, 60, 20000}).Draw(t, "idle"),
+				Upper:     rapid.SampledFrom([]int{0, 0, 10}).Draw(t, "upper"),
 			}
 		})
 		for _, id := range []model.ServiceID{web, db, "third"} {
@@ -121,7 +122,11 @@ func TestBalancersAreWhole(t *testing.T) {
 				takes := false
 				for d, spec := range s {
 					if d, ok := d.(kernel.IPVSDest); ok && d.NS == k.NS && d.Mark == fwm {
-						takes = takes || spec.(kernel.IPVSDestSpec).Weight > 0
+						weight, nat := spec.(kernel.IPVSDestSpec).Weight, spec.(kernel.IPVSDestSpec).Method == kernel.IPVSNAT
+						takes = takes || weight > 0
+						if k.Proto == model.UDP && weight == 0 && !nat {
+							t.Fatalf("%s: %s keeps its flows, and others are there", kernel.Line(k, val), d)
+						}
 						if d.IP == k.Client {
 							t.Fatalf("%s: it may be given itself", kernel.Line(k, val))
 						}

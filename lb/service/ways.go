@@ -7,12 +7,13 @@ import (
 )
 
 // Way is what IPVS has a service of its own for: an address of a service, its
-// virtual IP or an alias, one port of it or all, from one client or all others.
+// virtual IP or an alias, one port of it, all of UDP or all there is, from one client
+// or all others.
 type Way struct {
 	Network model.NetworkID
 	At      netip.Addr
 	Client  netip.Addr    // of this node; invalid: all others
-	Port    model.PortMap // zero: all
+	Port    model.PortMap // zero: all; with a protocol alone: all of that
 	Mark    uint32        // by which IPVS knows it
 }
 

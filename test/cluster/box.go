@@ -131,13 +131,15 @@ func (b *box) command(ctx context.Context, netOnly bool, args ...string) *exec.C
 	}
 	cmd := exec.CommandContext(ctx, tool("nsenter"), append(append(enter, "--"), args...)...)
 	cmd.Env = []string{safePath, "HOME=/root", "LC_ALL=C"} // no proxies: they point nowhere from here
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error {
-		// nsenter forks to enter the PID namespace, and a SIGKILL to it alone
-		// would leave its child.
-		return unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-	}
+	killWithGroup(cmd)
 	return cmd
+}
+
+// killWithGroup has the end of a command's context kill its process group: nsenter
+// forks to enter a PID namespace, and a SIGKILL to it alone would leave its child.
+func killWithGroup(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 }
 
 // run runs a command inside the box and returns its standard output.

@@ -59,8 +59,9 @@ type Cluster struct {
 	underlay *box
 	hosts    []*Host
 
-	cutMu sync.Mutex  // guards cuts, and the underlay's filter while it is written
+	cutMu sync.Mutex  // guards cuts and drops, and the underlay's filter while it is written
 	cuts  [][2]string // pairs of ports between which nothing passes
+	drops []string    // rules of what is lost besides
 }
 
 // Up makes the hosts and starts their engines. On an error nothing is left.

@@ -166,22 +166,34 @@ func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 // `docker exec` is for a test that asks something of the network, without command
 // line, engine and runtime, which cost a second of CPU on a slow kernel.
 func (h *Host) InContainer(ctx context.Context, container string, args ...string) (string, error) {
-	c, err := get[struct{ State struct{ Pid int } }](ctx, h, "/containers/"+container+"/json")
+	cmd, err := h.ContainerCommand(ctx, container, args...)
 	if err != nil {
 		return "", err
 	}
-	if c.State.Pid == 0 {
-		return "", fmt.Errorf("%s: container %s does not run", h.name, container)
-	}
-	// By files, as the pid is one of the host's.
-	ns := fmt.Sprintf("/proc/%d/root/proc/%d/ns/", h.PID(), c.State.Pid)
-	cmd := exec.CommandContext(ctx, tool("nsenter"), append([]string{"--mount=" + ns + "mnt", "--uts=" + ns + "uts", "--net=" + ns + "net", "--"}, args...)...)
-	cmd.Env = []string{safePath, "HOME=/root"}
 	out, err := output(cmd)
 	if err != nil {
 		return out, fmt.Errorf("%s: in container %.12s: %s: %w", h.name, container, strings.Join(args, " "), err)
 	}
 	return out, nil
+}
+
+// ContainerCommand prepares what InContainer runs, for callers that want its
+// streams. It ends with the container, as it is one of its processes; when ctx ends
+// it is killed.
+func (h *Host) ContainerCommand(ctx context.Context, container string, args ...string) (*exec.Cmd, error) {
+	c, err := get[struct{ State struct{ Pid int } }](ctx, h, "/containers/"+container+"/json")
+	if err != nil {
+		return nil, err
+	}
+	if c.State.Pid == 0 {
+		return nil, fmt.Errorf("%s: container %s does not run", h.name, container)
+	}
+	// By files, as the pid is one of the host's.
+	ns := fmt.Sprintf("/proc/%d/root/proc/%d/ns/", h.PID(), c.State.Pid)
+	cmd := exec.CommandContext(ctx, tool("nsenter"), append([]string{"--mount=" + ns + "mnt", "--uts=" + ns + "uts", "--net=" + ns + "net", "--pid=" + ns + "pid", "--"}, args...)...)
+	cmd.Env = []string{safePath, "HOME=/root"}
+	killWithGroup(cmd)
+	return cmd, nil
 }
 
 // Docker runs the docker command line against the host's engine and returns its
@@ -214,6 +226,12 @@ type APIError struct {
 
 func (e *APIError) Error() string {
 	return fmt.Sprintf("%s %s: %d: %s", e.Method, e.Path, e.Status, e.Message)
+}
+
+// NotFound says whether an engine answered that something is not there.
+func NotFound(err error) bool {
+	var e *APIError
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
 // API sends a request to the host's engine and returns the body of its answer.

@@ -27,6 +27,12 @@ var needed = []struct{ program, pkg string }{
 	{"nsenter", "util-linux"},
 	{"busybox", "busybox-static"},
 	{"docker-registry", "docker-registry"},
+	{"firewalld", "firewalld"},
+	{"dbus-daemon", "dbus"},
+	// For the tests of the state file, and for the race detector.
+	{"strace", "strace"},
+	{"gcc", "gcc"},
+	{"gcc", "libc6-dev"},
 }
 
 // Prepare installs what a cluster needs and the machine lacks, from the

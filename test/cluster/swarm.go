@@ -85,9 +85,55 @@ func (c *Cluster) WaitSettled(ctx context.Context) error {
 func swarmAddr(h *Host) string { return netip.AddrPortFrom(h.Addr(), 2377).String() }
 
 type node struct {
-	ID          string
-	Description struct{ Hostname string }
-	Status      struct{ State string }
+	ID            string
+	Description   struct{ Hostname string }
+	Status        struct{ State string }
+	ManagerStatus *struct {
+		Leader       bool
+		Reachability string
+	}
+}
+
+// Node is what a manager says of a node.
+type Node struct {
+	Name   string
+	Ready  bool
+	Leader bool
+	// Manager: it is one, and the others reach it.
+	Manager bool
+	// Member: it is one, reached or not.
+	Member bool
+}
+
+// Nodes lists the swarm's nodes, by the word of this host, a manager.
+func (h *Host) Nodes(ctx context.Context) ([]Node, error) {
+	nodes, err := get[[]node](ctx, h, "/nodes")
+	if err != nil {
+		return nil, err
+	}
+	var out []Node
+	for _, n := range nodes {
+		x := Node{Name: n.Description.Hostname, Ready: n.Status.State == "ready"}
+		if m := n.ManagerStatus; m != nil {
+			x.Leader, x.Manager, x.Member = m.Leader, m.Reachability == "reachable", true
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
+// WaitWorker waits until the host's engine is a worker's, after somebody has asked for
+// that. Swarm takes a manager out of its raft, and 5 s later the role from the node
+// (swarmkit's roleManager): one that is promoted in between stays a manager that is no
+// member, and its engine was seen to answer nothing for ten minutes.
+func (h *Host) WaitWorker(ctx context.Context) error {
+	return Wait(ctx, h.name+" is no manager", func(ctx context.Context) error {
+		is, err := h.Docker(ctx, "info", "--format", "{{.Swarm.LocalNodeState}}, manager: {{.Swarm.ControlAvailable}}")
+		if err == nil && is != "active, manager: false" {
+			err = errors.New(is)
+		}
+		return err
+	})
 }
 
 // WaitNodes waits until the manager on host 1 has n nodes that are ready.
@@ -142,6 +188,7 @@ type Task struct {
 	ID        string
 	Host      *Host  // where it runs
 	Container string // id of its container on that host
+	Leaving   bool   // the swarm wants it gone
 	// Addrs are its addresses, by name of the network.
 	Addrs map[string]netip.Addr
 }
@@ -153,9 +200,10 @@ func (t Task) Exec(ctx context.Context, args ...string) (string, error) {
 
 // apiTask is what the engine says about a task, as far as it is needed here.
 type apiTask struct {
-	ID     string
-	NodeID string
-	Status struct {
+	ID           string
+	NodeID       string
+	DesiredState string
+	Status       struct {
 		State, Err      string
 		ContainerStatus struct{ ContainerID string }
 	}
@@ -169,10 +217,15 @@ type apiTask struct {
 // the manager on host 1, and returns them. If they do not, the error has what
 // the engine says about each.
 func (c *Cluster) WaitService(ctx context.Context, service string, n int) ([]Task, error) {
+	return c.Host(1).WaitService(ctx, service, n)
+}
+
+// WaitService is that of the cluster, by the word of this host, a manager.
+func (h *Host) WaitService(ctx context.Context, service string, n int) ([]Task, error) {
 	var running []Task
 	what := fmt.Sprintf("service %s has %d running tasks", service, n)
 	err := Wait(ctx, what, func(ctx context.Context) error {
-		tasks, troubles, err := c.tasks(ctx, service)
+		tasks, troubles, err := h.tasks(ctx, service)
 		if err != nil {
 			return err
 		}
@@ -185,35 +238,45 @@ func (c *Cluster) WaitService(ctx context.Context, service string, n int) ([]Tas
 	return running, err
 }
 
+// HasTasks says what is wrong if not exactly n tasks of the service run now, by the
+// word of this host, a manager.
+func (h *Host) HasTasks(ctx context.Context, service string, n int) error {
+	tasks, troubles, err := h.tasks(ctx, service)
+	if err == nil && len(tasks) != n {
+		err = fmt.Errorf("of service %s %d tasks run, want %d; %s", service, len(tasks), n, strings.Join(troubles, "; "))
+	}
+	return err
+}
+
 // tasks returns the running tasks of a service, and a remark about each other
 // one that should be running or has failed.
-func (c *Cluster) tasks(ctx context.Context, service string) (running []Task, troubles []string, err error) {
+func (h *Host) tasks(ctx context.Context, service string) (running []Task, troubles []string, err error) {
 	filter, err := json.Marshal(map[string][]string{"service": {service}})
 	if err != nil {
 		return nil, nil, err
 	}
-	all, err := get[[]apiTask](ctx, c.Host(1), "/tasks?filters="+url.QueryEscape(string(filter)))
+	all, err := get[[]apiTask](ctx, h, "/tasks?filters="+url.QueryEscape(string(filter)))
 	if err != nil {
 		return nil, nil, err
 	}
-	nodes, err := get[[]node](ctx, c.Host(1), "/nodes")
+	nodes, err := get[[]node](ctx, h, "/nodes")
 	if err != nil {
 		return nil, nil, err
 	}
 	hostOf := map[string]*Host{}
 	for _, n := range nodes {
-		for _, h := range c.hosts {
-			if h.name == n.Description.Hostname {
-				hostOf[n.ID] = h
+		for _, x := range h.c.hosts {
+			if x.name == n.Description.Hostname {
+				hostOf[n.ID] = x
 			}
 		}
 	}
 	for _, t := range all {
-		h := hostOf[t.NodeID]
-		if t.Status.State != "running" || h == nil {
+		on := hostOf[t.NodeID]
+		if t.Status.State != "running" || on == nil {
 			remark := t.ID + " is " + t.Status.State
-			if h != nil {
-				remark += " on " + h.name
+			if on != nil {
+				remark += " on " + on.name
 			}
 			if t.Status.Err != "" {
 				remark += ": " + t.Status.Err
@@ -221,7 +284,7 @@ func (c *Cluster) tasks(ctx context.Context, service string) (running []Task, tr
 			troubles = append(troubles, remark)
 			continue
 		}
-		task := Task{ID: t.ID, Host: h, Container: t.Status.ContainerStatus.ContainerID, Addrs: map[string]netip.Addr{}}
+		task := Task{ID: t.ID, Host: on, Container: t.Status.ContainerStatus.ContainerID, Leaving: t.DesiredState != "running", Addrs: map[string]netip.Addr{}}
 		for _, a := range t.NetworksAttachments {
 			if len(a.Addresses) > 0 {
 				task.Addrs[a.Network.Spec.Name] = a.Addresses[0].Addr()
@@ -235,15 +298,20 @@ func (c *Cluster) tasks(ctx context.Context, service string) (running []Task, tr
 
 // VIP returns the virtual IP of a service in a network.
 func (c *Cluster) VIP(ctx context.Context, service, network string) (netip.Addr, error) {
+	return c.Host(1).VIP(ctx, service, network)
+}
+
+// VIP is that of the cluster, by the word of this host, a manager.
+func (h *Host) VIP(ctx context.Context, service, network string) (netip.Addr, error) {
 	s, err := get[struct {
 		Endpoint struct {
 			VirtualIPs []struct{ NetworkID, Addr string }
 		}
-	}](ctx, c.Host(1), "/services/"+service)
+	}](ctx, h, "/services/"+service)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	id, err := c.networkID(ctx, network)
+	id, err := h.networkID(ctx, network)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -262,7 +330,25 @@ func (c *Cluster) VIP(ctx context.Context, service, network string) (netip.Addr,
 
 var errNoVIP = errors.New("no virtual IP")
 
-func (c *Cluster) networkID(ctx context.Context, name string) (string, error) {
-	n, err := get[struct{ ID string }](ctx, c.Host(1), "/networks/"+name)
+func (h *Host) networkID(ctx context.Context, name string) (string, error) {
+	n, err := get[struct{ ID string }](ctx, h, "/networks/"+name)
 	return n.ID, err
+}
+
+// RemoveNetwork removes a network and waits until no engine has it any more: a
+// service's tasks outlive `service rm` by the time they take to stop, and the swarm
+// forgets a network while its last containers still run. That it is gone already is a
+// success.
+func (c *Cluster) RemoveNetwork(ctx context.Context, name string) error {
+	return Wait(ctx, "network "+name+" is removed", func(ctx context.Context) error {
+		if _, err := c.Host(1).API(ctx, "DELETE", "/networks/"+name, nil); err != nil && !NotFound(err) {
+			return err
+		}
+		for _, h := range c.hosts {
+			if _, err := h.API(ctx, "GET", "/networks/"+name, nil); !NotFound(err) {
+				return fmt.Errorf("%s has it still: %v", h.name, err)
+			}
+		}
+		return nil
+	})
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
+	"os/exec"
 	"strings"
 )
 
@@ -139,48 +139,6 @@ func (c *Cluster) Outside(ctx context.Context, addr netip.Addr) (*Client, error)
 	return &Client{box: b, addr: addr}, nil
 }
 
-// Partition stops all traffic between hosts a and b, in both directions; each
-// still reaches everybody else. Stopping what is stopped is a success.
-func (c *Cluster) Partition(ctx context.Context, a, b int) error {
-	return c.setCut(ctx, a, b, true)
-}
-
-// Heal ends the partition between hosts a and b.
-func (c *Cluster) Heal(ctx context.Context, a, b int) error {
-	return c.setCut(ctx, a, b, false)
-}
-
-func (c *Cluster) setCut(ctx context.Context, a, b int, cut bool) error {
-	ports := [2]string{port(c.Host(a).Addr()), port(c.Host(b).Addr())}
-	slices.Sort(ports[:])
-	c.cutMu.Lock()
-	defer c.cutMu.Unlock()
-	next := slices.DeleteFunc(slices.Clone(c.cuts), func(p [2]string) bool { return p == ports })
-	if cut {
-		next = append(next, ports)
-	}
-	if _, err := c.underlay.run(ctx, true, cutRules(next), tool("nft"), "-f", "-"); err != nil {
-		return fmt.Errorf("partition hosts %d and %d: %w", a, b, err)
-	}
-	c.cuts = next
-	return nil
-}
-
-// cutRules is the underlay's whole filter, which replaces the last one in a
-// single transaction.
-func cutRules(cuts [][2]string) string {
-	var s strings.Builder
-	// Adding first makes the deletion valid when there is no table yet.
-	s.WriteString("add table bridge partition\ndelete table bridge partition\n")
-	s.WriteString("table bridge partition {\n\tchain forward {\n\t\ttype filter hook forward priority 0; policy accept\n")
-	for _, p := range cuts {
-		fmt.Fprintf(&s, "\t\tiifname %q oifname %q drop\n", p[0], p[1])
-		fmt.Fprintf(&s, "\t\tiifname %q oifname %q drop\n", p[1], p[0])
-	}
-	s.WriteString("\t}\n}\n")
-	return s.String()
-}
-
 // Unplug takes the cable out of host i: its peers lose it and it loses its
 // carrier. Replug puts it back.
 func (c *Cluster) Unplug(ctx context.Context, i int) error {
@@ -205,4 +163,10 @@ func (c *Client) Addr() netip.Addr { return c.addr }
 // and returns its standard output; an error carries its standard error.
 func (c *Client) Exec(ctx context.Context, args ...string) (string, error) {
 	return c.run(ctx, false, "", args...)
+}
+
+// Command prepares what Exec runs, for callers that want its streams. When ctx ends
+// it is killed with its process group.
+func (c *Client) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return c.command(ctx, false, args...)
 }

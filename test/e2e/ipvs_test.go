@@ -40,9 +40,7 @@ func wantDatapath() string {
 // inNetwork runs a command of the machine in the namespace that sluice has for a
 // network on a host: a host with another engine has not all tools.
 func inNetwork(ctx context.Context, h *cluster.Host, network string, args ...string) (string, error) {
-	// Pins are mounts of the host, which its first process sees.
-	pin := fmt.Sprintf("/proc/%d/root/run/netns/sluice-%s", h.PID(), network[:12])
-	return h.ExecNet(ctx, append([]string{"nsenter", "--net=" + pin, "--"}, args...)...)
+	return h.InNetwork(ctx, network, args...)
 }
 
 // ipvsStats is what ipvsadm prints of a namespace: connections by mark, and by
@@ -214,18 +212,21 @@ func TestIPVSDriftIsMended(t *testing.T) {
 	c, h := client(t, 1, "web"), lab.Host(1)
 	reaches(t, h, c, 3, 6, v)
 	noDiff(t, 1)
-	// mark is that of the service that other containers than its tasks use.
+	// mark is that of the service that other containers than its tasks use, by TCP.
 	mark := func() string {
-		s, err := readIPVS(within(t), h, id)
-		if err != nil {
+		out, err := h.Exec(within(t), sluiceCommand(h), "service", "s1", "--json")
+		var e diag.Entry
+		if err := errors.Join(err, json.Unmarshal([]byte(out), &e)); err != nil {
 			t.Fatal(err)
 		}
-		for mark, dests := range s.dests {
-			if len(dests) == len(tasks) {
-				return mark
+		for _, n := range e.Networks {
+			for _, s := range n.IPVS {
+				if s.Client == "" && s.Proto == "" && len(s.Destinations) == len(tasks) {
+					return fmt.Sprint(s.Mark)
+				}
 			}
 		}
-		t.Fatalf("no service has %d destinations: %+v", len(tasks), s)
+		t.Fatalf("no service has %d destinations:\n%s", len(tasks), out)
 		return ""
 	}
 	backend := tasks[1].Addrs["web"].String()

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"sluice/test/cluster"
 	"sluice/test/image"
@@ -31,62 +33,6 @@ func hold(t *testing.T, c *cluster.Client, h *cluster.Host, port int, span strin
 		x.end <- err
 	}()
 	return x
-}
-
-// asked is what becomes of requests by all nodes that are made until it is ended.
-type asked struct {
-	stop func()
-	wg   sync.WaitGroup
-	mu   sync.Mutex
-	sums map[string]summary
-}
-
-// keepAsking makes requests from a client by nodes, all the time, until end is called
-// or the test ends.
-func keepAsking(t *testing.T, c *cluster.Client, port int, args ...string) *asked {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	a := &asked{stop: cancel, sums: make(map[string]summary)}
-	t.Cleanup(func() { a.stop(); a.wg.Wait() })
-	for _, h := range lab.Hosts() {
-		a.wg.Go(func() {
-			for ctx.Err() == nil {
-				// Each run ends by itself: one that is killed would not say what it saw.
-				full := append([]string{probe(), "get", "--summary", "--for", "1s", "--every", "20ms"}, args...)
-				out, err := c.Exec(context.WithoutCancel(ctx), append(full, netip.AddrPortFrom(h.Addr(), uint16(port)).String())...)
-				var s summary
-				if jerr := json.Unmarshal([]byte(out), &s); jerr != nil {
-					t.Errorf("by %s: %v, %v", h.Name(), jerr, err)
-					return
-				}
-				a.mu.Lock()
-				sum := a.sums[h.Name()]
-				sum.OK, sum.Failed = sum.OK+s.OK, sum.Failed+s.Failed
-				if sum.Errors == nil {
-					sum.Errors = make(map[string]int)
-				}
-				for text, n := range s.Errors {
-					sum.Errors[text] += n
-				}
-				a.sums[h.Name()] = sum
-				a.mu.Unlock()
-			}
-		})
-	}
-	return a
-}
-
-// end stops the requests and demands that none has failed.
-func (a *asked) end(t *testing.T, during string) {
-	t.Helper()
-	a.stop()
-	a.wg.Wait()
-	for h, s := range a.sums {
-		t.Logf("%s, by %s: %d requests", during, h, s.OK)
-		if s.Failed > 0 || s.OK < enough {
-			t.Errorf("%s, by %s: %+v", during, h, s)
-		}
-	}
 }
 
 // TestMeshStaysWhileTheRestChanges: open connections and new requests, by all nodes,
@@ -189,6 +135,50 @@ func TestMeshFollowsATaskThatMoves(t *testing.T) {
 	all.end(t, "while the task moved")
 }
 
+// withLost opens connections and flows of UDP to tasks on a host by the VIP and by a
+// published port. What it returns waits until they have ended, or found another task,
+// because the swarm takes the host for lost.
+func withLost(t *testing.T, lost *cluster.Host) func() {
+	t.Helper()
+	there := service(t, "there", publish("web", "publish=83:80"), 1, "--constraint", "node.hostname=="+lost.Name())
+	service(t, "flows", publish("web", "publish=84:53/udp"), 3)
+	by := byVIP(t, 1, "web", vip(t, "there", "web").String())
+	port := byPort(t, 2)
+	port.tcp, port.udp = "83", "84"
+	flows := by
+	flows.to = vip(t, "flows", "web").String()
+	by.finds(t, 1, "--tcp")
+	port.finds(t, 1, "--tcp")
+	flows.finds(t, 3, "--udp")
+	port.finds(t, 3, "--udp")
+	ctx := within(t)
+	begun := time.Now() // the power is cut next
+	var wg sync.WaitGroup
+	for _, f := range []asker{by, port} {
+		wg.Go(func() {
+			out, _ := f.run(ctx, "hold", "--every", "500ms", "--timeout", "60s", "--for", "60s", f.at(false))
+			t.Logf("%s: the connection to the task on %s ended %s after the power", f.name, lost.Name(), time.Since(begun).Round(time.Second))
+			if !strings.Contains(out, "connection reset by peer") {
+				t.Errorf("%s: %s; want a reset when the swarm takes %s for lost", f.name, out, lost.Name())
+			}
+		})
+	}
+	stand(t, there, 2)
+	for _, f := range []asker{flows, port} {
+		for n := range 4 {
+			wg.Go(func() {
+				out, _ := f.run(ctx, "get", "--udp", "--source-port", fmt.Sprint(42000+n), "--for", "40s", "--every", "250ms", "--timeout", "250ms", f.at(true))
+				lines := strings.Split(strings.TrimSpace(out), "\n")
+				var last struct{ OK bool }
+				if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || !last.OK {
+					t.Errorf("%s: a flow of UDP has not found another task: %v, %s", f.name, err, lines[len(lines)-1])
+				}
+			})
+		}
+	}
+	return wg.Wait
+}
+
 // TestMeshLosesANode: connections by and to the others stay, new ones go to what is
 // left, and the node serves again when it is back.
 func TestMeshLosesANode(t *testing.T) {
@@ -203,9 +193,11 @@ func TestMeshLosesANode(t *testing.T) {
 	}
 	lost := lab.Host(3)
 	sees(t, c, lost, 81, false, "", is(c.Addr()))
+	open := withLost(t, lost)
 	if err := lost.PowerOff(within(t)); err != nil {
 		t.Fatal(err)
 	}
+	open()
 	for _, x := range held {
 		if err := <-x.end; err != nil {
 			t.Error(err)

@@ -3,6 +3,8 @@
 //
 //	report -- ./internal/... -- -count=1 -timeout 30m ./test/...
 //
+// Groups run one after the other. Tracks, which "==" separates, run side by side.
+//
 // A group may begin with a label, which ends in a colon: where it ran. A test that
 // one group skipped and another passed is not among those that were not run; it is
 // listed by itself, with the label.

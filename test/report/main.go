@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // event is a line of go test -json (go doc test2json).
@@ -30,14 +32,22 @@ func (n name) String() string {
 	return n.pkg + " " + n.test
 }
 
-// tally collects events.
+// tally collects what became of tests. Groups of several tracks use it at once.
 type tally struct {
-	out     io.Writer
-	output  map[name][]string // of what has not ended yet
-	label   string            // of the group that runs
-	passed  map[name]string   // with the label of the group
+	out io.Writer
+
+	mu      sync.Mutex      // guards what follows, and out
+	passed  map[name]string // with the label of the group
 	failed  []name
 	skipped []skip
+	bad     bool // some run of go test failed
+}
+
+// group is a run of go test.
+type group struct {
+	label  string // where it runs; empty: here
+	args   []string
+	output map[name][]string // of what has not ended yet
 }
 
 // skip is a test, or a part of a package, that was not run, and why.
@@ -47,108 +57,145 @@ type skip struct {
 }
 
 func main() {
-	t := tally{out: os.Stdout, output: make(map[name][]string), passed: make(map[name]string)}
-	ok := true
-	for _, group := range groups(os.Args[1:]) {
-		if label, ok := strings.CutSuffix(group[0], ":"); ok {
-			t.label, group = label, group[1:]
-		} else {
-			t.label = ""
-		}
-		good, err := t.run(group)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "report:", err)
-			os.Exit(1)
-		}
-		ok = ok && good
+	t := tally{out: os.Stdout, passed: make(map[name]string)}
+	var wait sync.WaitGroup
+	for _, track := range tracks(os.Args[1:]) {
+		wait.Go(func() {
+			for _, g := range track {
+				if err := t.run(g); err != nil {
+					fmt.Fprintln(os.Stderr, "report:", err)
+					t.fail()
+				}
+			}
+		})
 	}
+	wait.Wait()
 	t.summary()
-	if !ok || len(t.failed) > 0 {
+	if t.bad || len(t.failed) > 0 {
 		os.Exit(1)
 	}
 }
 
-// groups splits arguments at "--".
-func groups(args []string) [][]string {
-	var out [][]string
-	for len(args) > 0 {
-		n := slices.Index(args, "--")
-		if n < 0 {
-			n = len(args)
+// tracks splits arguments at "==", and what is between at "--".
+func tracks(args []string) [][]group {
+	var out [][]group
+	for track := range split(args, "==") {
+		var groups []group
+		for g := range split(track, "--") {
+			label, labelled := strings.CutSuffix(g[0], ":")
+			if labelled {
+				g = g[1:]
+			} else {
+				label = ""
+			}
+			groups = append(groups, group{label: label, args: g, output: make(map[name][]string)})
 		}
-		if n > 0 {
-			out = append(out, args[:n])
+		if len(groups) > 0 {
+			out = append(out, groups)
 		}
-		args = args[min(n+1, len(args)):]
 	}
 	return out
 }
 
-// run runs go test; false if it failed.
-func (t *tally) run(args []string) (bool, error) {
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+// split yields what is between separators, unless that is nothing.
+func split(args []string, separator string) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		for len(args) > 0 {
+			n := slices.Index(args, separator)
+			if n < 0 {
+				n = len(args)
+			}
+			if n > 0 && !yield(args[:n:n]) {
+				return
+			}
+			args = args[min(n+1, len(args)):]
+		}
+	}
+}
+
+// fail notes that a run failed, whatever its tests said.
+func (t *tally) fail() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bad = true
+}
+
+// run runs go test. The error says that it could not be run or understood.
+func (t *tally) run(g group) error {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, g.args...)...)
 	cmd.Stderr = os.Stderr
 	events, err := cmd.StdoutPipe()
 	if err != nil {
-		return false, err
+		return err
 	}
 	if err := cmd.Start(); err != nil {
-		return false, err
+		return err
 	}
 	lines := bufio.NewScanner(events)
 	lines.Buffer(nil, 16<<20) // a test may print a table on one line
 	for lines.Scan() {
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			fmt.Fprintln(t.out, lines.Text()) // the go command's own words
+			t.say(lines.Text()) // the go command's own words
 			continue
 		}
-		t.add(e)
+		t.add(g, e)
 	}
 	if err := lines.Err(); err != nil {
-		return false, err
+		return err
 	}
-	return cmd.Wait() == nil, nil
+	if cmd.Wait() != nil {
+		t.fail()
+	}
+	return nil
 }
 
-// add takes one event.
-func (t *tally) add(e event) {
+func (t *tally) say(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fmt.Fprintln(t.out, text)
+}
+
+// add takes one event of a group.
+func (t *tally) add(g group, e event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	n := name{e.Package, e.Test}
 	switch e.Action {
 	case "output", "build-output":
-		t.output[n] = append(t.output[n], e.Output)
+		g.output[n] = append(g.output[n], e.Output)
 		return
 	case "pass":
 		if n.test != "" {
-			t.passed[n] = t.label
+			t.passed[n] = g.label
 		}
 	case "fail":
 		// A package fails with its tests; it counts only if none of them did.
 		if n.test != "" || !slices.ContainsFunc(t.failed, func(f name) bool { return f.pkg == n.pkg }) {
 			t.failed = append(t.failed, n)
 		}
-		fmt.Fprint(t.out, strings.Join(t.output[n], ""))
+		fmt.Fprint(t.out, strings.Join(g.output[n], ""))
 	case "skip":
 		if n.test != "" {
-			t.skipped = append(t.skipped, skip{n, reason(t.output[n])})
+			t.skipped = append(t.skipped, skip{n, reason(g.output[n])})
 		}
 	default:
 		return
 	}
 	if n.test == "" && e.Action != "skip" {
 		where := ""
-		if t.label != "" {
-			where = " " + t.label
+		if g.label != "" {
+			where = " " + g.label
 		}
 		fmt.Fprintf(t.out, "%-4s %s%s %.1fs\n", e.Action, n.pkg, where, e.Elapsed)
 		// What a package skips as a whole, it says itself.
-		for _, line := range t.output[n] {
+		for _, line := range g.output[n] {
 			if after, ok := strings.CutPrefix(line, "SKIP: "); ok {
 				t.skipped = append(t.skipped, skip{n, strings.TrimSpace(after)})
 			}
 		}
 	}
-	delete(t.output, n)
+	delete(g.output, n)
 }
 
 // reason is what a skipped test said, without the frame that go test puts around it.

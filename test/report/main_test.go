@@ -7,16 +7,19 @@ import (
 	"testing"
 )
 
-func TestGroups(t *testing.T) {
-	got := groups([]string{"--", "a", "b", "--", "--", "-count=1", "c"})
-	if want := [][]string{{"a", "b"}, {"-count=1", "c"}}; !reflect.DeepEqual(got, want) {
-		t.Errorf("groups %v, want %v", got, want)
+func TestTracks(t *testing.T) {
+	got := tracks([]string{"--", "a", "b", "--", "--", "-count=1", "c", "==", "--", "==", "there:", "d"})
+	none := map[name][]string{}
+	want := [][]group{{{args: []string{"a", "b"}, output: none}, {args: []string{"-count=1", "c"}, output: none}}, {{"there", []string{"d"}, none}}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("tracks %v, want %v", got, want)
 	}
 }
 
 func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 	var out bytes.Buffer
-	r := tally{out: &out, output: map[name][]string{}, passed: map[name]string{}}
+	r := tally{out: &out, passed: map[name]string{}}
+	here, there := group{output: map[name][]string{}}, group{label: "in a VM", output: map[name][]string{}}
 	for _, e := range []event{
 		{Action: "run", Package: "p", Test: "TestA"},
 		{Action: "pass", Package: "p", Test: "TestA"},
@@ -31,9 +34,8 @@ func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 		{Action: "output", Package: "r", Output: "does not build\n"},
 		{Action: "fail", Package: "r"},
 	} {
-		r.add(e)
+		r.add(here, e)
 	}
-	r.label = "in a VM"
 	for _, e := range []event{
 		{Action: "pass", Package: "p", Test: "TestA"},
 		{Action: "output", Package: "p", Test: "TestD", Output: "    x_test.go:3: missing: ipvs\n"},
@@ -41,7 +43,7 @@ func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 		{Action: "pass", Package: "p", Test: "TestD"},
 		{Action: "pass", Package: "s"},
 	} {
-		r.add(e)
+		r.add(there, e)
 	}
 	r.summary()
 	for _, want := range []string{

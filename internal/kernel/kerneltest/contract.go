@@ -42,7 +42,7 @@ type Damage string
 // The ways; which of them fit an object follows from its kind.
 const (
 	Deleted   Damage = "deleted"   // any object: it is gone
-	Changed   Damage = "changed"   // a sysctl, a tunnel's too, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS, a task's routes
+	Changed   Damage = "changed"   // a sysctl, a tunnel's too, the MTU of a link, the MAC of a neighbour, the VTEP of an FDB entry, anything of IPVS, a task's routes, the MAC of a guard's element
 	Down      Damage = "down"      // a link, a tunnel
 	Flushed   Damage = "flushed"   // the chain of a filter, of a MeshNet or a MeshAllow; one chain of the mesh's table
 	Reordered Damage = "reordered" // the filter: DROP comes first; the mesh's: the jump comes last
@@ -411,6 +411,11 @@ func dropDependents(want kernel.State, key kernel.Key) {
 		case kernel.BackTable:
 			b, ok := k.(kernel.Back)
 			drop = ok && b.NS == gone.NS
+		case kernel.GuardTable:
+			switch k.(type) {
+			case kernel.GuardPort, kernel.GuardAddr:
+				drop = k.Netns() == gone.NS
+			}
 		case kernel.MeshTable:
 			switch k.(type) {
 			case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:

@@ -49,7 +49,7 @@ func Example() kernel.State {
 		s[kernel.Netns{Name: ns}] = kernel.NetnsSpec{}
 		s[kernel.Sysctl{NS: ns, Name: redirects}] = kernel.SysctlSpec{Value: "0"}
 		s[kernel.Sysctl{NS: ns, Name: brNF}] = kernel.SysctlSpec{Value: "0"}
-		s[kernel.Link{NS: ns, Name: bridge, Kind: kernel.Bridge}] = kernel.LinkSpec{Alias: "sluice " + ns, MTU: 1450, MAC: router}
+		s[kernel.Link{NS: ns, Name: bridge, Kind: kernel.Bridge}] = kernel.LinkSpec{Alias: "sluice " + ns, MTU: 1450, MAC: router, Quiet: true}
 		s[kernel.Addr{NS: ns, Dev: bridge, Prefix: netip.MustParsePrefix("10.255.0.1/20")}] = kernel.AddrSpec{}
 		s[kernel.Addr{NS: ns, Dev: bridge, Prefix: vipPrefix}] = kernel.AddrSpec{}
 	}
@@ -61,6 +61,18 @@ func Example() kernel.State {
 	addVeth(s, netB, "slvb1", "slcb1", "10.255.0.2")
 	addRemote(s, "10.255.0.3", vtepTwo)
 	addRemote(s, "10.255.0.5", vtepThree)
+	return s
+}
+
+// Full is Example with the objects of nftables and the mesh besides, of a task whose
+// namespace is at path, and those of IPVS if the kernel has that.
+func Full(path string, ipvs bool) kernel.State {
+	s := Example()
+	addTables(s, path)
+	addMesh(s, path)
+	if ipvs {
+		addIPVS(s)
+	}
 	return s
 }
 
@@ -93,10 +105,22 @@ func addTables(s kernel.State, path string) {
 	s[kernel.LiftTable{NS: netA}] = kernel.LiftTableSpec{Router: router}
 	s[kernel.LiftFrom{NS: netA, IP: remote}] = kernel.LiftFromSpec{}
 	s[kernel.LiftTo{NS: netA, IP: member}] = kernel.LiftToSpec{}
+	addGuard(s)
 	s[kernel.TaskTable{Sandbox: path}] = kernel.TaskTableSpec{}
 	s[kernel.TaskVIP{Sandbox: path, VIP: vip}] = kernel.TaskVIPSpec{Addr: member}
 	s[kernel.TaskPort{Sandbox: path, VIP: vip, Proto: model.TCP, Port: 80}] = kernel.TaskPortSpec{Addr: member, To: 8080}
 	s[kernel.TaskVIP{Sandbox: path, VIP: secondVIP}] = kernel.TaskVIPSpec{Addr: secondMember}
+}
+
+// addGuard adds what guards the port of that task, which has published ports, and
+// that of one which has nothing.
+func addGuard(s kernel.State) {
+	s[kernel.GuardTable{NS: netA}] = kernel.GuardTableSpec{Ports: "slv", Pool: meshPool}
+	s[kernel.GuardPort{NS: netA, Dev: hostEndA}] = kernel.GuardPortSpec{MAC: model.MACFor(member), Aliases: true}
+	s[kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: member}] = kernel.GuardAddrSpec{MAC: model.MACFor(member)}
+	s[kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: vip}] = kernel.GuardAddrSpec{MAC: model.MACFor(member), VIP: true}
+	s[kernel.GuardPort{NS: netA, Dev: "slva2"}] = kernel.GuardPortSpec{MAC: other}
+	s[kernel.GuardAddr{NS: netA, Dev: "slva2", IP: remote}] = kernel.GuardAddrSpec{MAC: other}
 }
 
 // addIPVS adds the objects of IPVS: a VIP in netB with two backends, of which one
@@ -105,6 +129,8 @@ func addIPVS(s kernel.State) {
 	s[kernel.MarkTable{NS: netB}] = kernel.MarkTableSpec{}
 	s[kernel.Mark{NS: netB, VIP: vip}] = kernel.MarkSpec{Mark: 7}
 	s[kernel.Mark{NS: netB, VIP: vip, Client: member}] = kernel.MarkSpec{Mark: 7 + 2<<16}
+	s[kernel.Mark{NS: netB, VIP: vip, Proto: model.UDP}] = kernel.MarkSpec{Mark: 8}
+	s[kernel.Mark{NS: netB, VIP: vip, Client: member, Proto: model.UDP}] = kernel.MarkSpec{Mark: 8}
 	s[kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}] = kernel.MarkSpec{Mark: 7}
 	s[kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}] = kernel.MarkSpec{Mark: 7 + 2<<16}
 	s[kernel.IPVSTimeouts{NS: netB}] = kernel.IPVSTimeoutsSpec{TCP: 10800, FIN: 60, UDP: 120}
@@ -150,6 +176,7 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 		link("bridge's MTU", br, func(l *kernel.LinkSpec) { l.MTU = 1400 }),
 		link("bridge's MAC", br, func(l *kernel.LinkSpec) { l.MAC = other }),
 		link("bridge's alias", br, func(l *kernel.LinkSpec) { l.Alias = "sluice another" }),
+		link("bridge's quiet", br, func(l *kernel.LinkSpec) { l.Quiet = false }),
 		link("VXLAN's VNI", vx, func(l *kernel.LinkSpec) { l.VNI = 4098 }),
 		link("VXLAN's port", vx, func(l *kernel.LinkSpec) { l.Port = 4800 }),
 		link("VXLAN's local address", vx, func(l *kernel.LinkSpec) { l.Local = vtepThree }),
@@ -187,6 +214,14 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.LiftTable{NS: netA}, kernel.LiftTableSpec{Router: other}),
 			put(kernel.LiftFrom{NS: netA, IP: member}, kernel.LiftFromSpec{}),
 			put(kernel.LiftTo{NS: netA, IP: remote}, kernel.LiftToSpec{}),
+			put(kernel.GuardTable{NS: netA}, kernel.GuardTableSpec{Ports: "eth", Pool: netip.MustParsePrefix("240.0.0.0/16")}),
+			put(kernel.GuardTable{NS: netA}, kernel.GuardTableSpec{Ports: "slv", Pool: meshPool, Open: true}),
+			put(kernel.GuardPort{NS: netA, Dev: hostEndA}, kernel.GuardPortSpec{MAC: model.MACFor(member)}),
+			put(kernel.GuardPort{NS: netA, Dev: hostEndA}, kernel.GuardPortSpec{MAC: other, Aliases: true}),
+			put(kernel.GuardPort{NS: netA, Dev: "slva3"}, kernel.GuardPortSpec{MAC: other}),
+			put(kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: member}, kernel.GuardAddrSpec{MAC: other}),
+			put(kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: vip}, kernel.GuardAddrSpec{MAC: model.MACFor(member)}),
+			put(kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: secondVIP}, kernel.GuardAddrSpec{MAC: model.MACFor(member), VIP: true}),
 			put(kernel.TaskVIP{Sandbox: sandbox, VIP: vip}, kernel.TaskVIPSpec{Addr: member, Loop: true}),
 			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 80, Loop: true}),
 			put(kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.UDP, Port: 80}, kernel.TaskPortSpec{Addr: member, To: 8080}),
@@ -201,6 +236,8 @@ func changeCases(sandbox string, ipvs bool) []changeCase {
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.TCP, Port: 80}, kernel.MarkSpec{Mark: 7 + 2<<16}),
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Proto: model.SCTP, Port: 80}, kernel.MarkSpec{Mark: 7}),
 			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.UDP, Port: 53}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: vip, Proto: model.UDP}, kernel.MarkSpec{Mark: 7}),
+			put(kernel.Mark{NS: netB, VIP: secondVIP, Client: member, Proto: model.TCP}, kernel.MarkSpec{Mark: 7}),
 			put(kernel.IPVSTimeouts{NS: netB}, kernel.IPVSTimeoutsSpec{TCP: 900, FIN: 60, UDP: 120}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "wlc"}),
 			put(service, kernel.IPVSServiceSpec{Scheduler: "mh", Fallback: true}),
@@ -252,6 +289,11 @@ func driftCases(sandbox string, ipvs bool) []driftCase {
 			driftCase{kernel.Real{NS: netA, MAC: model.MACFor(remote)}, Deleted},
 			driftCase{kernel.LiftTable{NS: netA}, Deleted},
 			driftCase{kernel.LiftTo{NS: netA, IP: member}, Deleted},
+			driftCase{kernel.GuardTable{NS: netA}, Deleted},
+			driftCase{kernel.GuardPort{NS: netA, Dev: hostEndA}, Deleted},
+			driftCase{kernel.GuardPort{NS: netA, Dev: hostEndA}, Changed},
+			driftCase{kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: vip}, Deleted},
+			driftCase{kernel.GuardAddr{NS: netA, Dev: hostEndA, IP: member}, Changed},
 			driftCase{kernel.TaskTable{Sandbox: sandbox}, Deleted},
 			driftCase{kernel.TaskPort{Sandbox: sandbox, VIP: vip, Proto: model.TCP, Port: 80}, Deleted},
 		)

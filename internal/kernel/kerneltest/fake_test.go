@@ -35,6 +35,18 @@ func (w fakeWorld) Spoil(t *testing.T, key kernel.Key, how Damage) {
 		case kernel.SysctlSpec:
 			v.Value = map[string]string{"0": "1", "1": "0"}[v.Value]
 			s[key] = v
+		case kernel.GuardPortSpec:
+			if v.MAC = other; how == Changed {
+				s[key] = v
+			} else {
+				delete(s, key)
+			}
+		case kernel.GuardAddrSpec:
+			if v.MAC = other; how == Changed {
+				s[key] = v
+			} else {
+				delete(s, key)
+			}
 		case kernel.NeighSpec:
 			s[key] = kernel.NeighSpec{MAC: other}
 		case kernel.FDBSpec:

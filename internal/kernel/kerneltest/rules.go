@@ -75,6 +75,10 @@ func (f *Fake) place(key kernel.Key) error {
 		return f.need(kernel.BackTable{NS: k.NS})
 	case kernel.MeshNet, kernel.MeshPort, kernel.MeshRange, kernel.MeshMasq, kernel.MeshAllow:
 		return f.need(kernel.MeshTable{})
+	case kernel.GuardPort:
+		return f.need(kernel.GuardTable{NS: k.NS})
+	case kernel.GuardAddr:
+		return f.need(kernel.GuardTable{NS: k.NS})
 	case kernel.LiftFrom:
 		return f.need(kernel.LiftTable{NS: k.NS})
 	case kernel.LiftTo:

@@ -23,8 +23,10 @@
 //   - nat: the packet gets the backend's address, and its port if IPVSDest has one.
 //     The answer has to come back here: see kernel.LiftTable.
 //
-// A service stands for all ports of a VIP, for TCP, UDP and SCTP alike, or for the
-// one port that its Mark is for. Echo requests to a VIP are answered by the
+// A service stands for what its Mark is for: one port, all of UDP, or all else that is
+// for the VIP, TCP, UDP and SCTP alike. Where one service has TCP and UDP, a flow of UDP
+// stays with a backend until that is gone; so they are apart wherever that is not to
+// be: see package lb/service. Echo requests to a VIP are answered by the
 // namespace itself.
 //
 // # What the library leaves out
@@ -58,7 +60,8 @@
 //     machine every weight would read back as 0.
 //   - Each Mark is a service of its own: persistence, thresholds and what schedulers
 //     count are of one named port, not of its VIP, and of one client where that has a
-//     service for itself. On the other datapath a client is kept over all ports.
+//     service for itself. Schedulers that go by open connections count those of TCP and
+//     the flows of UDP apart. On the other datapath a client is kept over all ports.
 //   - With nat, a client's port that was used to the VIP cannot be used to the same
 //     backend itself while the connection is remembered: answers get the VIP's
 //     address. That is 10 s after RST, 120 s after both sides' FIN, whatever

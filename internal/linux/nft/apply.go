@@ -430,6 +430,23 @@ func (rs ruleset) intact(f found) (bool, error) {
 	return true, nil
 }
 
+// hasChain reports whether a chain has exactly these rules, and the element of a
+// verdict map leads to it.
+func (f found) hasChain(family nftables.TableFamily, set, key, name string, rules []rule) (bool, error) {
+	if f.elems[set][key] != jumpTo(name) || f.chains[name] != (chain{name: name}) {
+		return false, nil
+	}
+	var want []string
+	for _, r := range rules {
+		c, err := r.comment(family)
+		if err != nil {
+			return false, err
+		}
+		want = append(want, c)
+	}
+	return slices.Equal(f.rules[name], want), nil
+}
+
 // shape is how the kernel shows the set.
 func (s set) shape() (setShape, error) {
 	kt, err := s.keyType()

@@ -113,33 +113,16 @@ func checkPrefix(what string, p netip.Prefix) error {
 	return nil
 }
 
-// dumpBack returns what table bridge sluice-back holds. Unless it is intact there
-// is no BackTable, but what is in the map, as far as it can be read.
-func dumpBack(nsFD int, ns string) (kernel.State, error) {
-	f, err := read(nsFD, bridgeFamily, backTable, []string{mapEntries})
-	if err != nil {
-		return nil, err
+// backLayout is table bridge sluice-back of namespace ns.
+func backLayout(ns string) layout[kernel.BackTableSpec] {
+	return layout[kernel.BackTableSpec]{
+		key: kernel.BackTable{NS: ns}, rules: backRuleset, parse: parseBackText, check: checkBack,
+		sets: []string{mapEntries}, owns: ofBack, load: backStates, op: (*change).backOp,
 	}
-	return backState(f, ns)
 }
 
-// backState says what the table holds.
-func backState(f found, ns string) (kernel.State, error) {
-	st := kernel.State{}
-	if rules := f.rules[chainPrerouting]; len(rules) > 0 {
-		if spec, ok := parseBackText(uncomment(rules[0])); ok {
-			ok, err := backRuleset(spec).intact(f)
-			if err != nil {
-				return nil, err
-			}
-			if ok {
-				st[kernel.BackTable{NS: ns}] = spec
-			}
-		}
-	}
-	if !backRuleset(kernel.BackTableSpec{}).setsFit(f) {
-		return st, nil
-	}
+// backStates adds what the map holds.
+func backStates(f found, ns string, st kernel.State) error {
 	for key, data := range f.elems[mapEntries] {
 		block, ok1 := keyIP(key, 0)
 		mac, ok2 := keyMAC(data, 0)
@@ -147,43 +130,24 @@ func backState(f found, ns string) (kernel.State, error) {
 			st[kernel.Back{NS: ns, Block: block}] = kernel.BackSpec{MAC: mac}
 		}
 	}
-	return st, nil
+	return nil
 }
 
-// applyBack changes table bridge sluice-back in one transaction.
-func applyBack(nsFD int, ops []kernel.Op) error {
-	c, rs := newChange(), backRuleset(kernel.BackTableSpec{})
-	for _, op := range ops {
-		switch k := op.Key.(type) {
-		case kernel.BackTable:
-			_, spec, err := cast[kernel.BackTableSpec](op)
-			if err != nil {
-				return err
-			}
-			if op.Want == nil {
-				c = newChange() // what was said of its contents is void
-				c.remove = true
-				continue
-			}
-			if err := checkBack(spec); err != nil {
-				return fmt.Errorf("%s: %w", k, err)
-			}
-			rs = backRuleset(spec)
-			c.create = &rs
-		case kernel.Back:
-			have, want, err := cast[kernel.BackSpec](op)
-			if err != nil {
-				return err
-			}
-			if err := want4(k, k.Block); err != nil {
-				return err
-			}
-			c.elem(op, mapEntries, ipKey(k.Block), macData(have.MAC), macData(want.MAC))
-		default:
-			return fmt.Errorf("%s is not of table bridge %s", k, backTable)
-		}
+// backOp adds an operation on a Back.
+func (c *change) backOp(op kernel.Op) error {
+	k, ok := op.Key.(kernel.Back)
+	if !ok {
+		return fmt.Errorf("%s is not of table bridge %s", op.Key, backTable)
 	}
-	return commit(nsFD, rs, []string{mapEntries}, c)
+	have, want, err := cast[kernel.BackSpec](op)
+	if err != nil {
+		return err
+	}
+	if err := want4(k, k.Block); err != nil {
+		return err
+	}
+	c.elem(op, mapEntries, ipKey(k.Block), macData(have.MAC), macData(want.MAC))
+	return nil
 }
 
 // ofBack reports whether an object is in table bridge sluice-back.

@@ -6,8 +6,11 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/kernel"
 	"sluice/internal/linux/nft"
@@ -156,4 +159,113 @@ func BenchmarkAgainstDirect(b *testing.B) {
 			})
 		})
 	}
+}
+
+// BenchmarkGuard compares a VIP behind the source guard with one without it, in turns
+// of some milliseconds, so that noise meets both: with/without is the ratio of the
+// processor's time that they take, and what is above 1 is what the guard costs. It is
+// best run on one processor, which then does all of the bridge's work in our name.
+func BenchmarkGuard(b *testing.B) {
+	l := newLab(b, byNFT())
+	for _, k := range l.tasks {
+		k.serve(b, "0.0.0.0:80")
+	}
+	a := l.tasks["a"]
+	for _, where := range []struct{ name, server string }{{"local", "b"}, {"remote", "d"}} {
+		l.set(service{vip: vip1, ready: l.names(where.server)})
+		// guards puts the tables up or takes them down, on both hosts.
+		guards := func(b *testing.B, up bool) {
+			for _, h := range l.hosts {
+				full := kernel.State{}
+				for k, v := range h.have {
+					switch k.(type) {
+					case kernel.GuardTable, kernel.GuardPort, kernel.GuardAddr:
+						full[k] = v
+					}
+				}
+				ops := []kernel.Op{{Key: kernel.GuardTable{NS: h.name}, Have: full[kernel.GuardTable{NS: h.name}]}}
+				if up {
+					ops = kernel.Diff(kernel.State{}, full)
+				}
+				must(b, nft.Tables{}.ApplyBridge(h.fd, h.name, ops))
+			}
+		}
+		compare := func(b *testing.B, each int, f func() error) {
+			var took [2][]float64 // without, with
+			for i := 0; b.Loop(); i++ {
+				for j := range took {
+					with := (i + j) % 2  // who begins, takes turns
+					guards(b, with == 0) // both ways, as what the kernel still does after a change meets the turn
+					guards(b, with == 1)
+					do(b, a.fd, func() error {
+						// The kernel frees what has gone within a grace period, 16 ms at most.
+						for late := time.Now().Add(30 * time.Millisecond); time.Now().Before(late); {
+							if err := f(); err != nil {
+								return err
+							}
+						}
+						began := used(b)
+						for range each {
+							if err := f(); err != nil {
+								return err
+							}
+						}
+						took[with] = append(took[with], float64((used(b)-began).Nanoseconds())/float64(each))
+						return nil
+					})
+				}
+			}
+			guards(b, true)
+			for i := range took {
+				slices.Sort(took[i])
+			}
+			// Other work on the machine only ever adds: the best quarter says most.
+			quarter := func(of []float64) (sum float64) {
+				for _, ns := range of[:len(of)/4+1] {
+					sum += ns
+				}
+				return sum / float64(len(of)/4+1)
+			}
+			median := func(of []float64) float64 { return of[len(of)/2] }
+			b.ReportMetric(median(took[1])/median(took[0]), "median-with/without")
+			b.ReportMetric(quarter(took[1])/quarter(took[0]), "with/without")
+			b.ReportMetric(quarter(took[1]), "ns/with")
+			b.ReportMetric(quarter(took[1])-quarter(took[0]), "ns/guard")
+		}
+		b.Run(where.name+"/connect", func(b *testing.B) {
+			compare(b, 100, func() error {
+				c, err := net.Dial("tcp4", vip1+":80")
+				if err != nil {
+					return err
+				}
+				var buf [64]byte
+				_, err = c.Read(buf[:]) // the greeting
+				c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+				return err
+			})
+		})
+		b.Run(where.name+"/request", func(b *testing.B) {
+			c, err := a.dial("", vip1+":80")
+			must(b, err)
+			c.SetDeadline(time.Time{})
+			defer c.Close()
+			var buf [64]byte
+			compare(b, 1000, func() error {
+				if _, err := c.Conn.Write(buf[:]); err != nil {
+					return err
+				}
+				_, err := io.ReadFull(c.Conn, buf[:])
+				return err
+			})
+		})
+	}
+}
+
+// used is the processor's time that this process has taken.
+func used(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

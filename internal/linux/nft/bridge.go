@@ -344,8 +344,8 @@ func udpRules() []rule {
 		newRule(chainUDP, "each by itself", ipDaddrIn(setOnePacket), goTo(chainChoose)),
 		newRule(chainUDP, "known", flowKey(), toBackendOf(mapUDP), goTo(chainUDPKnown)),
 		newRule(chainUDP, "new", goTo(chainUDPNew)),
-		newRule(chainUDPKnown, "goes on", isAlive(), flowKey(), remember(mapUDP, lifeUDP), ret()),
-		newRule(chainUDPKnown, "backend is gone", flowKey(), erase(mapUDP)),
+		newRule(chainUDPKnown, "goes on", isAlive(), part(notInSet(r0, setDrains)), flowKey(), remember(mapUDP, lifeUDP), ret()),
+		newRule(chainUDPKnown, "backend leaves or is gone", flowKey(), erase(mapUDP)),
 		newRule(chainUDPKnown, "new", goTo(chainUDPNew)),
 		newRule(chainUDPNew, "choose", jump(chainChoose)),
 		newRule(chainUDPNew, "remember", flowKey(), remember(mapUDP, lifeUDP)),
@@ -416,10 +416,11 @@ func ipKey(a netip.Addr) string {
 	b := a.As4()
 	return string(b[:])
 }
-func macKey(m model.MAC) string  { return string(m[:]) + "\x00\x00" }
-func macData(m model.MAC) string { return string(m[:]) }
+func macKey(m model.MAC) string         { return string(m[:]) + "\x00\x00" }
+func macData(m model.MAC) string        { return string(m[:]) }
+func protoKey(proto model.Proto) string { return string([]byte{proto.Number(), 0, 0, 0}) }
 func portKey(proto model.Proto, port uint16) string {
-	return string([]byte{proto.Number(), 0, 0, 0}) + portData(port) + "\x00\x00"
+	return protoKey(proto) + portData(port) + "\x00\x00"
 }
 func portData(port uint16) string { return string(binary.BigEndian.AppendUint16(nil, port)) }
 func slotKey(n int) string        { return string(binary.NativeEndian.AppendUint32(nil, uint32(n))) }
@@ -445,18 +446,26 @@ func keyPort(key string, offset int) (port uint16, ok bool) {
 	return binary.BigEndian.Uint16([]byte(key[offset:])), true
 }
 
-// keyProtoPort reads what portKey wrote. ok is false also if the protocol has no ports.
-func keyProtoPort(key string, offset int) (proto model.Proto, port uint16, ok bool) {
-	if len(key) < offset+8 {
-		return "", 0, false
+// keyProto reads what protoKey wrote. ok is false also if the protocol has no ports.
+func keyProto(key string, offset int) (proto model.Proto, ok bool) {
+	if len(key) < offset+4 {
+		return "", false
 	}
 	for _, p := range []model.Proto{model.TCP, model.UDP, model.SCTP} {
 		if p.Number() == key[offset] {
-			port, ok = keyPort(key, offset+4)
-			return p, port, ok
+			return p, true
 		}
 	}
-	return "", 0, false
+	return "", false
+}
+
+// keyProtoPort reads what portKey wrote, likewise.
+func keyProtoPort(key string, offset int) (proto model.Proto, port uint16, ok bool) {
+	if proto, ok = keyProto(key, offset); !ok {
+		return "", 0, false
+	}
+	port, ok = keyPort(key, offset+4)
+	return proto, port, ok
 }
 func keySlot(key string, offset int) (n int, ok bool) {
 	if len(key) < offset+4 {

@@ -64,6 +64,14 @@ func chooseRules(router model.MAC) []rule {
 		ipDaddr(r0), getMark(r1), mask(r1, native(maskSlot)...),
 		mapped(r0, r4, mapSlots), setEtherDaddr(r4),
 	)
+	// A packet goes by the rules that were there when it came, and finds the elements
+	// that are there when it looks (nft_do_chain keeps its generation, a set's lookup
+	// takes the newest): of one that comes while slots become fewer, the slot may have
+	// gone. The first is there as long as there is one.
+	toFirst := part(
+		ipDaddr(r0), &expr.Immediate{Register: r1, Data: native(0)},
+		mapped(r0, r4, mapSlots), setEtherDaddr(r4),
+	)
 	keeps := part(getMark(r0), mask(r0, native(markKeep)...), isNot(r0, 0, 0, 0, 0))
 	toOther := part(ipSaddr(r0), ipDaddr(r1), mapped(r0, r4, mapOthers), setEtherDaddr(r4))
 	return []rule{
@@ -72,6 +80,7 @@ func chooseRules(router model.MAC) []rule {
 		// If a slot were empty, the stack would answer, not the backend before.
 		newRule(chainChoose, "if there is none", toRouter),
 		newRule(chainChoose, "its backend", toSlot),
+		newRule(chainChoose, "gone by now: the first", part(etherDaddr(r0), is(r0, router[:]...)), toFirst),
 		newRule(chainChoose, "itself", isSelf(), jump(chainSelf)),
 		newRule(chainChoose, "remember the client", keeps, setMark(markStore), pick),
 		newRule(chainChoose, "unmark", setMark(0)),

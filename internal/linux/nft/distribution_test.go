@@ -37,6 +37,29 @@ func (l *lab) holds(k *task, address string, n int) (conns []*conn, hits map[str
 	return conns, hits
 }
 
+// A task that has just become ready gets a tenth of its share, and then all, and what is
+// open notices neither.
+func TestSlowStart(t *testing.T) {
+	onAll(t, func(t *testing.T, l *lab) {
+		l.serveAll("0.0.0.0:80")
+		a := l.tasks["a"]
+		s := service{vip: vip1, ready: l.names("bc"), options: model.ServiceOptions{SlowStart: 60}}
+		l.set(s)
+		conns, hits := l.holds(a, vip1+":80", 4)
+		wantHits(t, hits, map[string]int{"b": 2, "c": 2})
+		s.ready, s.fresh = l.names("bcd"), l.names("d")
+		l.set(s)
+		wantHits(t, l.hits(a, vip1+":80", 21), map[string]int{"b": 10, "c": 10, "d": 1})
+		s.fresh = nil
+		l.set(s)
+		wantHits(t, l.hits(a, vip1+":80", 9), map[string]int{"b": 3, "c": 3, "d": 3})
+		for _, c := range conns {
+			must(t, c.echo("still there"))
+			c.Close()
+		}
+	})
+}
+
 // weighted names tasks as often as they have shares: b3 c1 is bbbc.
 func (l *lab) weighted(s string) []*task {
 	var out strings.Builder

@@ -27,7 +27,7 @@
 //	         │                in tcp-closing ▶ tcp-closing  alive? go on : refuse
 //	         │                else         ──▶ refuse
 //	         ├▶ udp-packet    one-packet   ──▶ choose
-//	         │                in udp-flows ──▶ udp-known    alive? go on : udp-new
+//	         │                in udp-flows ──▶ udp-known    alive, stays? go on : udp-new
 //	         │                else         ──▶ udp-new      choose, remember
 //	         ├▶ icmp-packet   echo: next slot; error: to the backend that it is about
 //	         └▶ rest-packet   as UDP, by client, VIP and protocol
@@ -40,7 +40,9 @@
 //
 // A flow is client, VIP and both ports. It keeps its backend as long as that is
 // alive: while it is ready, and while it leaves. When it is not alive any more,
-// TCP connections are reset, and UDP chooses again with its next datagram. The
+// TCP connections are reset. UDP chooses again with its next datagram, and does so
+// already when its backend leaves (AliveSpec.Drains): nothing tells when a question
+// has had its answer, and the next one need not wait until nobody is there. The
 // client's FIN moves its connection to tcp-closing, so a port that is used again
 // gets a new choice. Echo requests are not remembered: each goes to the next in
 // turn, which makes ping show a backend that does not answer.
@@ -85,6 +87,11 @@
 // sluice/internal/linux/ipvs. The tasks' tables are the same. Where IPVS gives
 // packets the backend's address, table bridge sluice-lift takes the answers out of
 // the bridge for it, see liftRuleset.
+//
+// # The source guard
+//
+// Before all of these, table bridge sluice-guard drops what comes in by a container's
+// port and is not the container's: see guardRuleset.
 //
 // # The routing mesh
 //

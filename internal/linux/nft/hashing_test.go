@@ -12,6 +12,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// guestAt is in the name of each guest, between its host's and its address.
+const guestAt = " at "
+
 // guests gives a task n more addresses from first on, as if they were so many
 // clients, and makes them known to everybody.
 func (l *lab) guests(k *task, first string, n int) []netip.Addr {
@@ -25,7 +28,7 @@ func (l *lab) guests(k *task, first string, n int) []netip.Addr {
 		must(l.t, err)
 		must(l.t, k.h.AddrAdd(eth, addr))
 		g := *k
-		g.name, g.ip = fmt.Sprintf("%s at %s", k.name, ip), ip
+		g.name, g.ip = k.name+guestAt+ip.String(), ip
 		l.extra = append(l.extra, &g)
 		for _, o := range l.tasks {
 			if o != k {

@@ -22,6 +22,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"sluice/driver/overlay"
 	"sluice/internal/kernel"
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/linux/nft"
@@ -185,6 +186,9 @@ func newTask(t testing.TB, name string, on *host, ip netip.Addr) *task {
 	return k
 }
 
+// port is the name of the bridge's port that a task is attached by.
+func (k *task) port() string { return overlay.HostEnd(model.EndpointID(k.name)) }
+
 // join attaches a task to its host's bridge by device dev, with its address.
 func (k *task) join(t testing.TB, dev string) {
 	t.Helper()
@@ -192,10 +196,10 @@ func (k *task) join(t testing.TB, dev string) {
 	br, err := on.h.LinkByName("br0")
 	must(t, err)
 	must(t, on.h.LinkAdd(&netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: "veth-" + k.name, MTU: mtu, MasterIndex: br.Attrs().Index},
+		LinkAttrs: netlink.LinkAttrs{Name: k.port(), MTU: mtu, MasterIndex: br.Attrs().Index},
 		PeerName:  dev, PeerMTU: mtu, PeerHardwareAddr: k.mac[:], PeerNamespace: netlink.NsFd(k.fd),
 	}))
-	port, err := on.h.LinkByName("veth-" + k.name)
+	port, err := on.h.LinkByName(k.port())
 	must(t, err)
 	must(t, on.h.LinkSetUp(port))
 	eth, err := k.h.LinkByName(dev)

@@ -78,36 +78,16 @@ func parseLiftText(s string) (kernel.LiftTableSpec, bool) {
 	return spec, err == nil && liftText(spec) == s
 }
 
-// liftSets are the sets that Apply writes: all.
-func liftSets() []string { return []string{setLiftFrom, setLiftTo} }
-
-// dumpLift returns what table bridge sluice-lift holds. Unless it is intact there
-// is no LiftTable, but what is in the sets, as far as they can be read.
-func dumpLift(nsFD int, ns string) (kernel.State, error) {
-	f, err := read(nsFD, bridgeFamily, liftTable, liftSets())
-	if err != nil {
-		return nil, err
+// liftLayout is table bridge sluice-lift of namespace ns.
+func liftLayout(ns string) layout[kernel.LiftTableSpec] {
+	return layout[kernel.LiftTableSpec]{
+		key: kernel.LiftTable{NS: ns}, rules: liftRuleset, parse: parseLiftText,
+		sets: []string{setLiftFrom, setLiftTo}, owns: ofLift, load: liftStates, op: (*change).liftOp,
 	}
-	return liftState(f, ns)
 }
 
-// liftState says what the table holds.
-func liftState(f found, ns string) (kernel.State, error) {
-	st := kernel.State{}
-	if rules := f.rules[chainPrerouting]; len(rules) > 0 {
-		if spec, ok := parseLiftText(uncomment(rules[0])); ok {
-			ok, err := liftRuleset(spec).intact(f)
-			if err != nil {
-				return nil, err
-			}
-			if ok {
-				st[kernel.LiftTable{NS: ns}] = spec
-			}
-		}
-	}
-	if !liftRuleset(kernel.LiftTableSpec{}).setsFit(f) {
-		return st, nil
-	}
+// liftStates adds what the sets hold.
+func liftStates(f found, ns string, st kernel.State) error {
 	for key := range f.elems[setLiftFrom] {
 		if ip, ok := keyIP(key, 0); ok {
 			st[kernel.LiftFrom{NS: ns, IP: ip}] = kernel.LiftFromSpec{}
@@ -118,32 +98,7 @@ func liftState(f found, ns string) (kernel.State, error) {
 			st[kernel.LiftTo{NS: ns, IP: ip}] = kernel.LiftToSpec{}
 		}
 	}
-	return st, nil
-}
-
-// applyLift changes table bridge sluice-lift in one transaction.
-func applyLift(nsFD int, ops []kernel.Op) error {
-	c, rs := newChange(), liftRuleset(kernel.LiftTableSpec{})
-	for _, op := range ops {
-		if t, ok := op.Key.(kernel.LiftTable); ok {
-			if op.Want == nil {
-				c = newChange() // what was said of its contents is void
-				c.remove = true
-				continue
-			}
-			spec, ok := op.Want.(kernel.LiftTableSpec)
-			if !ok {
-				return fmt.Errorf("%s: value is a %T", t, op.Want)
-			}
-			rs = liftRuleset(spec)
-			c.create = &rs
-			continue
-		}
-		if err := c.liftOp(op); err != nil {
-			return err
-		}
-	}
-	return commit(nsFD, rs, liftSets(), c)
+	return nil
 }
 
 // liftOp adds an operation on a LiftFrom or LiftTo.

@@ -17,6 +17,10 @@ const (
 	mapMarks    = "marks"     // ip daddr -> mark
 	mapOwnMarks = "own-marks" // ip saddr . ip daddr -> mark, for a member that calls its own VIP
 
+	// The same for all ports of a protocol: keys end in it.
+	mapProtoMarks    = "proto-marks"
+	mapOwnProtoMarks = "own-proto-marks"
+
 	// The same for one port: keys end in protocol . destination port.
 	mapPortMarks    = "port-marks"
 	mapOwnPortMarks = "own-port-marks"
@@ -33,8 +37,9 @@ const markPriority = -150
 // the bridge.
 //
 // The last rule that knows the packet decides, so a port's mark is before that of
-// the whole VIP. Of a fragmented datagram only the first fragment has ports; the
-// stack puts the datagram together before IPVS looks, with the mark of the first.
+// its protocol, and that before the one of the whole VIP. Of a fragmented datagram
+// only the first fragment has ports; the stack puts the datagram together before IPVS
+// looks, with the mark of the first.
 //
 // The mark ends with the packet's choice: on its way out it would be taken for one
 // of the host's, which routes VXLAN packets by it on some kernels.
@@ -51,6 +56,8 @@ func markRuleset() ruleset {
 		sets: []set{
 			{name: mapMarks, key: []nftables.SetDatatype{ip}, data: nftables.TypeMark},
 			{name: mapOwnMarks, key: []nftables.SetDatatype{ip, ip}, data: nftables.TypeMark},
+			{name: mapProtoMarks, key: []nftables.SetDatatype{ip, proto}, data: nftables.TypeMark},
+			{name: mapOwnProtoMarks, key: []nftables.SetDatatype{ip, ip, proto}, data: nftables.TypeMark},
 			{name: mapPortMarks, key: []nftables.SetDatatype{ip, proto, port}, data: nftables.TypeMark},
 			{name: mapOwnPortMarks, key: []nftables.SetDatatype{ip, ip, proto, port}, data: nftables.TypeMark},
 		},
@@ -61,6 +68,9 @@ func markRuleset() ruleset {
 		rules: []rule{
 			newRule(chainPrerouting, "to a VIP", setMarkFrom(part(ipDaddr(r0)), mapMarks)),
 			newRule(chainPrerouting, "a member to its own", setMarkFrom(part(ipSaddr(r0), ipDaddr(r1)), mapOwnMarks)),
+			newRule(chainPrerouting, "by a protocol", setMarkFrom(part(ipDaddr(r0), ipProtocol(r1)), mapProtoMarks)),
+			newRule(chainPrerouting, "a member to its own by a protocol",
+				setMarkFrom(part(ipSaddr(r0), ipDaddr(r1), ipProtocol(r2)), mapOwnProtoMarks)),
 			// What is where the ports would be in a later fragment is the sender's to choose.
 			newRule(chainPrerouting, "no ports", isLaterFragment(), ret()),
 			newRule(chainPrerouting, "to a port", setMarkFrom(part(ipDaddr(r0), ipProtocol(r1), thDport(r2)), mapPortMarks)),
@@ -72,33 +82,22 @@ func markRuleset() ruleset {
 	}
 }
 
-// markMaps are the maps that Apply writes: all.
-func markMaps() []string {
-	return []string{mapMarks, mapOwnMarks, mapPortMarks, mapOwnPortMarks}
+// marksLayout is table ip sluice of a network's namespace ns.
+func marksLayout(ns string) layout[kernel.MarkTableSpec] {
+	return layout[kernel.MarkTableSpec]{
+		key:   kernel.MarkTable{NS: ns},
+		rules: func(kernel.MarkTableSpec) ruleset { return markRuleset() },
+		parse: func(string) (spec kernel.MarkTableSpec, ok bool) { return spec, true },
+		sets:  []string{mapMarks, mapOwnMarks, mapProtoMarks, mapOwnProtoMarks, mapPortMarks, mapOwnPortMarks},
+		owns:  ofMarks, load: markStates, op: (*change).markOp,
+	}
 }
 
 // markData is the data of an element: a number in the machine's order.
 func markData(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
 
-// dumpMarks returns what table ip sluice of a network's namespace holds. Unless it
-// is intact there is no MarkTable, but what is in the maps, as far as they can be read.
-func dumpMarks(nsFD int, ns string) (kernel.State, error) {
-	rs := markRuleset()
-	f, err := read(nsFD, rs.family, rs.table, markMaps())
-	if err != nil {
-		return nil, err
-	}
-	st := kernel.State{}
-	ok, err := rs.intact(f)
-	if err != nil {
-		return nil, err
-	}
-	if ok {
-		st[kernel.MarkTable{NS: ns}] = kernel.MarkTableSpec{}
-	}
-	if !rs.setsFit(f) {
-		return st, nil
-	}
+// markStates adds what the maps hold.
+func markStates(f found, ns string, st kernel.State) error {
 	put := func(key kernel.Mark, data string) {
 		if len(data) == 4 {
 			st[key] = kernel.MarkSpec{Mark: binary.NativeEndian.Uint32([]byte(data))}
@@ -116,6 +115,21 @@ func dumpMarks(nsFD int, ns string) (kernel.State, error) {
 			put(kernel.Mark{NS: ns, VIP: vip, Client: client}, data)
 		}
 	}
+	for key, data := range f.elems[mapProtoMarks] {
+		vip, ok1 := keyIP(key, 0)
+		proto, ok2 := keyProto(key, 4)
+		if ok1 && ok2 {
+			put(kernel.Mark{NS: ns, VIP: vip, Proto: proto}, data)
+		}
+	}
+	for key, data := range f.elems[mapOwnProtoMarks] {
+		client, ok1 := keyIP(key, 0)
+		vip, ok2 := keyIP(key, 4)
+		proto, ok3 := keyProto(key, 8)
+		if ok1 && ok2 && ok3 {
+			put(kernel.Mark{NS: ns, VIP: vip, Client: client, Proto: proto}, data)
+		}
+	}
 	for key, data := range f.elems[mapPortMarks] {
 		vip, ok1 := keyIP(key, 0)
 		proto, port, ok2 := keyProtoPort(key, 4)
@@ -131,27 +145,7 @@ func dumpMarks(nsFD int, ns string) (kernel.State, error) {
 			put(kernel.Mark{NS: ns, VIP: vip, Client: client, Proto: proto, Port: port}, data)
 		}
 	}
-	return st, nil
-}
-
-// applyMarks changes table ip sluice of a network's namespace in one transaction.
-func applyMarks(nsFD int, ops []kernel.Op) error {
-	c, rs := newChange(), markRuleset()
-	for _, op := range ops {
-		if _, ok := op.Key.(kernel.MarkTable); ok {
-			if op.Want == nil {
-				c = newChange() // what was said of its contents is void
-				c.remove = true
-			} else {
-				c.create = &rs
-			}
-			continue
-		}
-		if err := c.markOp(op); err != nil {
-			return err
-		}
-	}
-	return commit(nsFD, rs, markMaps(), c)
+	return nil
 }
 
 // markOp adds an operation on a Mark.
@@ -170,17 +164,20 @@ func (c *change) markOp(op kernel.Op) error {
 	if err := want4(k, k.VIP); err != nil {
 		return err
 	}
-	set, portSet, key := mapMarks, mapPortMarks, ipKey(k.VIP)
+	set, protoSet, portSet, key := mapMarks, mapProtoMarks, mapPortMarks, ipKey(k.VIP)
 	if k.Client.IsValid() {
 		if err := want4(k, k.Client); err != nil {
 			return err
 		}
-		set, portSet, key = mapOwnMarks, mapOwnPortMarks, ipKey(k.Client)+key
+		set, protoSet, portSet, key = mapOwnMarks, mapOwnProtoMarks, mapOwnPortMarks, ipKey(k.Client)+key
 	}
-	if k.Proto != "" || k.Port != 0 {
-		if k.Proto.Number() == 0 {
-			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
-		}
+	switch {
+	case k.Proto == "" && k.Port == 0: // all
+	case k.Proto.Number() == 0:
+		return wantPorts(k, k.Proto)
+	case k.Port == 0:
+		set, key = protoSet, key+protoKey(k.Proto)
+	default:
 		set, key = portSet, key+portKey(k.Proto, k.Port)
 	}
 	c.elem(op, set, key, markData(have.Mark), markData(want.Mark))

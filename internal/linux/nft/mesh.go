@@ -208,13 +208,20 @@ func parseAllow(comments []string) kernel.MeshAllowSpec {
 // allows nobody.
 const brokenAllow = "?"
 
-// meshSets are the sets that Apply writes: all.
-func meshSets() []string {
-	return append([]string{mapBound, mapPublished, setMasq, mapNets, mapAllow}, allRangeSets()...)
+// meshLayout is table ip sluice-mesh.
+func meshLayout() layout[kernel.MeshTableSpec] {
+	return layout[kernel.MeshTableSpec]{
+		key: kernel.MeshTable{}, rules: meshRuleset, parse: parseMeshText,
+		check: func(spec kernel.MeshTableSpec) error { return checkDevice(spec.Devices) },
+		sets:  append([]string{mapBound, mapPublished, setMasq, mapNets, mapAllow}, allRangeSets()...),
+		load:  meshStates, op: (*change).meshOp,
+	}
 }
 
-// nameKey is the name of a device as a key.
-func nameKey(dev string) string { return dev + strings.Repeat("\x00", unix.IFNAMSIZ-len(dev)) }
+// parseMeshText reads the spec from the text of the first rule.
+func parseMeshText(s string) (kernel.MeshTableSpec, bool) {
+	return kernel.MeshTableSpec{Devices: s[strings.LastIndex(s, " ")+1:]}, true
+}
 
 // DumpHost returns what table ip sluice-mesh of the host's namespace, open at nsFD,
 // holds. Unless it is intact there is no MeshTable, but what is in the sets, as far
@@ -222,31 +229,10 @@ func nameKey(dev string) string { return dev + strings.Repeat("\x00", unix.IFNAM
 // list of who may connect is from "?".
 //
 // kernel.ErrInterrupted: the rules of the namespace changed all the while.
-func (Tables) DumpHost(nsFD int) (kernel.State, error) {
-	f, err := read(nsFD, nftables.TableFamilyIPv4, meshTable, meshSets())
-	if err != nil {
-		return nil, err
-	}
-	return meshState(f)
-}
+func (Tables) DumpHost(nsFD int) (kernel.State, error) { return meshLayout().dump(nsFD) }
 
-// meshState says what the table holds.
-func meshState(f found) (kernel.State, error) {
-	st := kernel.State{}
-	if rules := f.rules[chainPrerouting]; len(rules) > 0 {
-		text := uncomment(rules[0])
-		spec := kernel.MeshTableSpec{Devices: text[strings.LastIndex(text, " ")+1:]}
-		ok, err := meshRuleset(spec).intact(f)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			st[kernel.MeshTable{}] = spec
-		}
-	}
-	if !meshRuleset(kernel.MeshTableSpec{}).setsFit(f) {
-		return st, nil
-	}
+// meshStates adds what the sets and the chains of single objects hold.
+func meshStates(f found, _ string, st kernel.State) error {
 	ports := func(set string, offset int) {
 		for key, data := range f.elems[set] {
 			var k kernel.MeshPort
@@ -270,7 +256,7 @@ func meshState(f found) (kernel.State, error) {
 			st[kernel.MeshMasq{Alias: alias}] = kernel.MeshMasqSpec{}
 		}
 	}
-	return st, meshChains(f, st)
+	return meshChains(f, st)
 }
 
 // meshChains adds what has a chain of its own: it and an element that leads to it.
@@ -295,7 +281,7 @@ func meshChains(f found, st kernel.State) error {
 					spec = s
 				}
 			}
-			ok, err := f.hasChain(mapNets, nameKey(dev), name, netRules(dev, spec))
+			ok, err := f.hasChain(nftables.TableFamilyIPv4, mapNets, devKey(dev), name, netRules(dev, spec))
 			if err != nil {
 				return err
 			}
@@ -313,7 +299,7 @@ func meshChains(f found, st kernel.State) error {
 			rules, err := allowRules(alias, spec)
 			whole := err == nil
 			if whole {
-				if whole, err = f.hasChain(mapAllow, ipKey(alias), name, rules); err != nil {
+				if whole, err = f.hasChain(nftables.TableFamilyIPv4, mapAllow, ipKey(alias), name, rules); err != nil {
 					return err
 				}
 			}
@@ -326,23 +312,6 @@ func meshChains(f found, st kernel.State) error {
 	return nil
 }
 
-// hasChain reports whether a chain has exactly these rules, and the element of a
-// verdict map leads to it.
-func (f found) hasChain(set, key, name string, rules []rule) (bool, error) {
-	if f.elems[set][key] != jumpTo(name) || f.chains[name] != (chain{name: name}) {
-		return false, nil
-	}
-	var want []string
-	for _, r := range rules {
-		c, err := r.comment(nftables.TableFamilyIPv4)
-		if err != nil {
-			return false, err
-		}
-		want = append(want, c)
-	}
-	return slices.Equal(f.rules[name], want), nil
-}
-
 // ApplyHost changes table ip sluice-mesh in one transaction; an error means that
 // nothing changed. Where ranges of ports change it takes a second one, which removes
 // ports: if only that fails, the error leaves all there that is wanted. Operations
@@ -353,31 +322,7 @@ func (Tables) ApplyHost(nsFD int, ops []kernel.Op) error {
 	if len(ops) == 0 {
 		return nil
 	}
-	c, rs := newChange(), meshRuleset(kernel.MeshTableSpec{})
-	for _, op := range ops {
-		t, ok := op.Key.(kernel.MeshTable)
-		if !ok {
-			if err := c.meshOp(op); err != nil {
-				return err
-			}
-			continue
-		}
-		_, spec, err := cast[kernel.MeshTableSpec](op)
-		if err != nil {
-			return err
-		}
-		if op.Want == nil {
-			c = newChange() // what was said of its contents is void
-			c.remove = true
-			continue
-		}
-		if spec.Devices == "" || len(spec.Devices) >= unix.IFNAMSIZ || strings.ContainsAny(spec.Devices, " \t\n") {
-			return fmt.Errorf("%s: %q is no beginning of a device's name", t, spec.Devices)
-		}
-		rs = meshRuleset(spec)
-		c.create = &rs
-	}
-	return commit(nsFD, rs, meshSets(), c)
+	return meshLayout().apply(nsFD, ops)
 }
 
 // meshOp adds an operation on an object in table ip sluice-mesh.
@@ -388,8 +333,8 @@ func (c *change) meshOp(op kernel.Op) error {
 		if err != nil {
 			return err
 		}
-		if k.Proto.Number() == 0 {
-			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		if err := wantPorts(k, k.Proto); err != nil {
+			return err
 		}
 		set, key := mapPublished, portKey(k.Proto, k.Port)
 		if k.Bind.IsValid() {
@@ -429,7 +374,7 @@ func (c *change) meshOp(op kernel.Op) error {
 			}
 		}
 		c.sure = c.sure && (op.Have == nil || have != kernel.MeshNetSpec{})
-		c.chain(op, mapNets, nameKey(k.Dev), netPrefix+k.Dev, netRules(k.Dev, want))
+		c.chain(op, mapNets, devKey(k.Dev), netPrefix+k.Dev, netRules(k.Dev, want))
 	case kernel.MeshAllow:
 		_, want, err := cast[kernel.MeshAllowSpec](op)
 		if err != nil {

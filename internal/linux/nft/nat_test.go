@@ -140,7 +140,7 @@ func (l *lab) checksums(by string) {
 	if by != "offloaded" {
 		for _, k := range l.tasks {
 			noOffload(l.t, k.fd, "eth0", unix.ETHTOOL_SRXCSUM)
-			noOffload(l.t, k.on.fd, "veth-"+k.name, unix.ETHTOOL_SRXCSUM)
+			noOffload(l.t, k.on.fd, k.port(), unix.ETHTOOL_SRXCSUM)
 		}
 	}
 	switch by {
@@ -150,7 +150,7 @@ func (l *lab) checksums(by string) {
 		}
 	case "by the bridge's ports":
 		for _, k := range l.tasks {
-			noOffload(l.t, k.on.fd, "veth-"+k.name, unix.ETHTOOL_STXCSUM)
+			noOffload(l.t, k.on.fd, k.port(), unix.ETHTOOL_STXCSUM)
 		}
 		for _, h := range []*host{l.one, l.two} {
 			noOffload(l.t, h.fd, uplink, unix.ETHTOOL_STXCSUM)

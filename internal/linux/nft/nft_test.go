@@ -27,6 +27,13 @@ func TestTextsReadBack(t *testing.T) {
 			t.Errorf("%q reads back as %v, %v", entryText(spec), got, ok)
 		}
 	}
+	for _, spec := range []kernel.GuardTableSpec{
+		{Ports: "slv", Pool: netip.MustParsePrefix("250.0.0.0/8")}, {Ports: strings.Repeat("x", 15), Pool: netip.MustParsePrefix("240.1.2.3/32")},
+	} {
+		if got, ok := parseGuardText(guardText(spec)); !ok || got != spec {
+			t.Errorf("%q reads back as %v, %v", guardText(spec), got, ok)
+		}
+	}
 	for _, spec := range []kernel.VIPSpec{
 		{Scheduler: "rr"}, {Scheduler: "wrr", Slots: 12}, {Scheduler: "sh", Slots: 1},
 		{Scheduler: "rr", Slots: 1, Named: true}, {Scheduler: "rr", Slots: 1, NAT: true}, {Scheduler: "rr", Slots: 1, OnePacket: true},
@@ -65,6 +72,7 @@ func TestCommentsAreShort(t *testing.T) {
 	for _, r := range slices.Concat(
 		rs.rules, taskRuleset().rules, liftRuleset(kernel.LiftTableSpec{Router: model.MAC{0xff}}).rules, picks,
 		backRuleset(kernel.BackTableSpec{Router: model.MAC{0xff}, Pool: all, Bits: 32}).rules,
+		guardRuleset(kernel.GuardTableSpec{Ports: strings.Repeat("x", 15), Pool: all}).rules,
 		meshRuleset(kernel.MeshTableSpec{Devices: strings.Repeat("x", 15)}).rules,
 		netRules(strings.Repeat("x", 15), kernel.MeshNetSpec{Source: all.Addr(), Subnet: all}), allows,
 		meshed{all.Addr(), kernel.TaskMeshSpec{Pool: all, MAC: model.MAC{0xff}, Subnet: all, UDP: true, Default: all.Addr()}}.rules(),
@@ -124,19 +132,26 @@ func FuzzDecode(f *testing.F) {
 		parseElems(as, m)
 		parseEntryText(uncomment(comment))
 		parsePickText(uncomment(comment))
-		_, err := bridgeState(found{
+		_, err := bridgeLayout("sluice-fuzz").state(found{
 			exists: true,
 			rules:  map[string][]string{chainPrerouting: {comment}, pickPrefix + "10.0.0.1": {comment}},
 			chains: map[string]chain{pickPrefix + "10.0.0.1": {name: pickPrefix + "10.0.0.1"}},
 			elems:  map[string]map[string]string{setVIPs: m, mapPick: m, mapSlots: m, setAlive: m, setMembers: m, mapOthers: m, setDrains: m, setNamed: m, mapPorts: m, setOnePacket: m, setNAT: m, mapReal: m},
-		}, "sluice-fuzz")
+		})
 		if err != nil {
 			t.Error(err)
 		}
-		_, err = liftState(found{
+		_, err = liftLayout("sluice-fuzz").state(found{
 			exists: true, rules: map[string][]string{chainPrerouting: {comment}},
 			elems: map[string]map[string]string{setLiftFrom: m, setLiftTo: m},
-		}, "sluice-fuzz")
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		_, err = guardLayout("sluice-fuzz").state(found{
+			exists: true, rules: map[string][]string{chainPrerouting: {comment}},
+			elems: map[string]map[string]string{mapGuardPorts: m, mapGuardAddrs: m},
+		})
 		if err != nil {
 			t.Error(err)
 		}
@@ -144,10 +159,10 @@ func FuzzDecode(f *testing.F) {
 		meshed := found{exists: true, rules: rules, elems: map[string]map[string]string{
 			mapBound: m, mapPublished: m, setMasq: m, mapNets: m, mapAllow: m, mapEntries: m,
 		}, chains: map[string]chain{netPrefix + "slm0": {name: netPrefix + "slm0"}, allowPrefix + "10.0.0.1": {name: allowPrefix + "10.0.0.1"}}}
-		if _, err := meshState(meshed); err != nil {
+		if _, err := meshLayout().state(meshed); err != nil {
 			t.Error(err)
 		}
-		if _, err := backState(meshed, "sluice-fuzz"); err != nil {
+		if _, err := backLayout("sluice-fuzz").state(meshed); err != nil {
 			t.Error(err)
 		}
 		if _, err := withMesh(taskRuleset(), foundMeshes(meshed)).intact(meshed); err != nil {

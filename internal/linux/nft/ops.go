@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"sluice/internal/kernel"
+	"sluice/internal/model"
 )
 
 // want4 is an error unless all addresses are IPv4: that is what the tables know.
@@ -13,6 +14,14 @@ func want4(what kernel.Key, addrs ...netip.Addr) error {
 		if !a.Is4() {
 			return fmt.Errorf("%s: address %s is not IPv4: %w", what, a, kernel.ErrUnsupported)
 		}
+	}
+	return nil
+}
+
+// wantPorts is an error unless it is a protocol with ports.
+func wantPorts(what kernel.Key, p model.Proto) error {
+	if p.Number() == 0 {
+		return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", what, p)
 	}
 	return nil
 }
@@ -57,6 +66,26 @@ func (c *change) flag(op kernel.Op, set, key string, have, want bool) {
 	c.put(set, key, is(op.Have, have), is(op.Want, want))
 }
 
+// keyed adds what an operation means for an object whose one element has part of the
+// value in its key, which begins with prefix for no other object.
+func keyed[V comparable](c *change, op kernel.Op, set, prefix string, have, want V, elem func(V) (key, data string)) {
+	haveKey, haveData := elem(have)
+	wantKey, wantData := elem(want)
+	if op.Have != nil {
+		c.put(set, haveKey, &haveData, nil)
+	}
+	if op.Want != nil {
+		var there *string
+		if op.Have != nil && haveKey == wantKey {
+			there = &haveData
+		}
+		c.put(set, wantKey, there, &wantData)
+	}
+	var none V
+	c.alone[set] = append(c.alone[set], prefix)
+	c.sure = c.sure && (op.Have == nil || have != none)
+}
+
 // bridgeOp adds an operation on an object in table bridge sluice.
 func (c *change) bridgeOp(op kernel.Op) error {
 	switch k := op.Key.(type) {
@@ -96,8 +125,8 @@ func (c *change) bridgeOp(op kernel.Op) error {
 		if err := want4(k, k.VIP); err != nil {
 			return err
 		}
-		if k.Proto.Number() == 0 {
-			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		if err := wantPorts(k, k.Proto); err != nil {
+			return err
 		}
 		c.elem(op, mapPorts, ipKey(k.VIP)+portKey(k.Proto, k.Port), portData(have.To), portData(want.To))
 	case kernel.Member:
@@ -108,20 +137,9 @@ func (c *change) bridgeOp(op kernel.Op) error {
 		if err := want4(k, k.IP); err != nil {
 			return err
 		}
-		// The MAC is part of the element's key.
 		ip := ipKey(k.IP)
-		if op.Have != nil {
-			c.put(setMembers, ip+macKey(have.MAC), new(""), nil)
-		}
-		if op.Want != nil {
-			var there *string
-			if op.Have != nil && have == want {
-				there = new("")
-			}
-			c.put(setMembers, ip+macKey(want.MAC), there, new(""))
-		}
-		c.alone[setMembers] = append(c.alone[setMembers], ip)
-		c.sure = c.sure && (op.Have == nil || !have.MAC.IsZero())
+		elem := func(s kernel.MemberSpec) (key, data string) { return ip + macKey(s.MAC), "" }
+		keyed(c, op, setMembers, ip, have, want, elem)
 	case kernel.Other:
 		have, want, err := cast[kernel.OtherSpec](op)
 		if err != nil {

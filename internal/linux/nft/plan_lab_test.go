@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -17,6 +18,7 @@ import (
 	"sluice/internal/linux/ipvs"
 	"sluice/internal/model"
 	"sluice/internal/netnstest"
+	"sluice/lb/guard"
 	lb "sluice/lb/service"
 )
 
@@ -71,6 +73,7 @@ type service struct {
 	mode      string  // empty: the lab's
 	ready     []*task // one that is named twice has two shares
 	leaving   []*task
+	fresh     []*task              // of ready: they have just become so
 	options   model.ServiceOptions // all else
 }
 
@@ -78,10 +81,28 @@ type service struct {
 // planned by itself: in the lab, unlike in a swarm, a task may serve two.
 func (l *lab) plan(h *host, services ...service) kernel.State {
 	st := kernel.State{}
-	lb.Plan(l.view(h), nil, st)
+	each := func(v model.View) {
+		lb.Plan(v, nil, st)
+		guard.Plan(v, st)
+	}
+	each(l.view(h))
 	for _, s := range services {
 		if h.network.Subnet.Contains(netip.MustParseAddr(s.vip)) {
-			lb.Plan(l.view(h, s), nil, st)
+			each(l.view(h, s))
+		}
+	}
+	for key, spec := range st { // the addresses of a guest are of its host's port
+		switch k := key.(type) {
+		case kernel.GuardPort:
+			if strings.Contains(k.Dev, guestAt) {
+				delete(st, k)
+			}
+		case kernel.GuardAddr:
+			if dev, _, is := strings.Cut(k.Dev, guestAt); is {
+				delete(st, k)
+				k.Dev = dev
+				st[k] = spec
+			}
 		}
 	}
 	if st[kernel.LiftTable{NS: h.name}] != nil { // for the one of them that needs it
@@ -99,6 +120,7 @@ func (l *lab) view(h *host, services ...service) model.View {
 		Endpoints: map[model.EndpointID]model.Endpoint{},
 		Remotes:   map[model.EndpointID]model.Remote{},
 		Services:  map[model.ServiceID]model.Service{},
+		Fresh:     map[model.EndpointID]time.Time{},
 	}
 	add := func(k *task, t model.Task, o model.ServiceOptions) {
 		if k.on.network.ID != h.network.ID {
@@ -144,6 +166,9 @@ func (l *lab) view(h *host, services ...service) model.View {
 		}
 		for _, k := range s.leaving {
 			weight[k] += 0
+		}
+		for _, k := range s.fresh {
+			v.Fresh[model.EndpointID(k.name)] = v.Now
 		}
 		for k, w := range weight {
 			each := opts

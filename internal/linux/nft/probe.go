@@ -134,6 +134,8 @@ func features() []feature {
 	whole.chains = append(whole.chains, chain{name: pickChain(vip)})
 	task := taskRuleset()
 	task.table = probeTable
+	guard := guardRuleset(kernel.GuardTableSpec{Ports: "probe", Pool: netip.PrefixFrom(vip, 32)})
+	guard.table = probeTable
 	return []feature{
 		{"tables of family bridge", "CONFIG_NF_TABLES_BRIDGE", bridge(nil, accept())},
 		{"numgen", "CONFIG_NFT_NUMGEN", bridge(nil, part(&expr.Numgen{Register: r0, Modulus: 2, Type: unix.NFT_NG_INCREMENTAL}))},
@@ -147,6 +149,7 @@ func features() []feature {
 		{"maps that packets delete from", "Linux 5.4", bridge([]set{flows}, part(ipSaddr(r0), etherDaddr(r1), etherDaddr(r4), forget("m", r0, r4)))},
 		{"counters", "Linux 3.13", bridge(nil, part(&expr.Counter{}))},
 		{"the balancer as a whole", "CONFIG_NF_TABLES_BRIDGE", whole},
+		{"the guard of containers' ports", "CONFIG_NF_TABLES_BRIDGE", guard},
 		{"dnat to maps", "CONFIG_NFT_NAT", task},
 	}
 }

@@ -232,8 +232,8 @@ func (c *change) rangeOp(k kernel.MeshRange, op kernel.Op) error {
 	if err != nil {
 		return err
 	}
-	if k.Proto.Number() == 0 {
-		return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+	if err := wantPorts(k, k.Proto); err != nil {
+		return err
 	}
 	if k.Lo > k.Hi {
 		return fmt.Errorf("%s: it ends before it begins", k)

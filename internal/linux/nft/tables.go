@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"strings"
-
-	"golang.org/x/sys/unix"
+	"slices"
 
 	"sluice/internal/kernel"
 	"sluice/internal/model"
@@ -24,26 +22,19 @@ func configured() []string {
 }
 
 // DumpBridge returns what the tables of a network's namespace hold, bridge sluice,
-// bridge sluice-lift, bridge sluice-back and ip sluice, under namespace name ns. nsFD
-// refers to the namespace. There is no table: no objects. The fixed part is not as
-// this version makes it: no BridgeTable, LiftTable, BackTable or MarkTable, but what
-// is in the maps.
+// bridge sluice-lift, bridge sluice-back, bridge sluice-guard and ip sluice, under
+// namespace name ns. nsFD refers to the namespace. There is no table: no objects. The
+// fixed part is not as this version makes it: no BridgeTable, LiftTable, BackTable,
+// GuardTable or MarkTable, but what is in the maps.
 //
 // An object that is there in part only, which Apply never leaves behind, has the
 // zero value, so that it differs from whatever is wanted.
 //
 // kernel.ErrInterrupted: the rules of the namespace changed all the while.
 func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
-	f, err := read(nsFD, bridgeFamily, tableName, configured())
-	if err != nil {
-		return nil, fmt.Errorf("netns %s: %w", ns, err)
-	}
-	st, err := bridgeState(f, ns)
-	if err != nil {
-		return nil, err
-	}
-	for _, dump := range []func(int, string) (kernel.State, error){dumpMarks, dumpLift, dumpBack} {
-		more, err := dump(nsFD, ns)
+	st := kernel.State{}
+	for _, t := range bridgeTables(ns) {
+		more, err := t.dump(nsFD)
 		if err != nil {
 			return nil, fmt.Errorf("netns %s: %w", ns, err)
 		}
@@ -52,25 +43,39 @@ func (Tables) DumpBridge(nsFD int, ns string) (kernel.State, error) {
 	return st, nil
 }
 
-// bridgeState says what a table holds.
-func bridgeState(f found, ns string) (kernel.State, error) {
-	st := kernel.State{}
-	if entry := f.rules[chainPrerouting]; len(entry) > 0 {
-		if spec, ok := parseEntryText(uncomment(entry[0])); ok {
-			ok, err := bridgeRuleset(spec).intact(f)
-			if err != nil {
-				return nil, fmt.Errorf("netns %s: %w", ns, err)
-			}
-			if ok {
-				st[kernel.BridgeTable{NS: ns}] = spec
-			}
+// bridgeTables are the tables of a network's namespace, in the order in which Apply
+// changes them. A container is let say who it is before anything is sent to it. Answers
+// have a way before there are any. Then marks: a network that goes over to IPVS has them
+// before it loses the table that takes its frames. The last has what is of no other.
+func bridgeTables(ns string) []table {
+	return []table{guardLayout(ns), backLayout(ns), liftLayout(ns), marksLayout(ns), bridgeLayout(ns)}
+}
+
+// bridgeLayout is table bridge sluice of namespace ns.
+func bridgeLayout(ns string) layout[kernel.BridgeTableSpec] {
+	return layout[kernel.BridgeTableSpec]{
+		key: kernel.BridgeTable{NS: ns}, rules: bridgeRuleset, parse: parseEntryText, check: checkBridge,
+		sets: configured(), load: bridgeStates, op: (*change).bridgeOp,
+	}
+}
+
+// checkBridge refuses what cannot be in a table, or would not read back as it was given.
+func checkBridge(s kernel.BridgeTableSpec) error {
+	if s.Uplink != "" {
+		if err := checkDevice(s.Uplink); err != nil {
+			return fmt.Errorf("uplink: %w", err)
 		}
 	}
-	if !bridgeRuleset(kernel.BridgeTableSpec{}).setsFit(f) {
-		return st, nil // keys and data of another version cannot be read
+	if s.Open < 0 {
+		return fmt.Errorf("open connections are remembered for %d seconds; want 0 or more", s.Open)
 	}
+	return nil
+}
+
+// bridgeStates adds what the sets and the chains of VIPs hold.
+func bridgeStates(f found, ns string, st kernel.State) error {
 	if err := vipStates(f, ns, st); err != nil {
-		return nil, fmt.Errorf("netns %s: %w", ns, err)
+		return err
 	}
 	natStates(f, ns, st)
 	for key, data := range f.elems[mapSlots] {
@@ -117,7 +122,7 @@ func bridgeState(f found, ns string) (kernel.State, error) {
 			st[kernel.Other{NS: ns, VIP: vip, Client: client}] = kernel.OtherSpec{MAC: mac}
 		}
 	}
-	return st, nil
+	return nil
 }
 
 // vipStates adds the VIPs. Three things make one: elements in the sets that its
@@ -150,7 +155,7 @@ func vipStates(f found, ns string, st kernel.State) error {
 // vipState returns the spec of a VIP, or the zero spec if it is in pieces.
 func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 	name := pickChain(vip)
-	if f.elems[mapPick][ipKey(vip)] != jumpTo(name) || f.chains[name] != (chain{name: name}) || len(f.rules[name]) == 0 {
+	if len(f.rules[name]) == 0 {
 		return kernel.VIPSpec{}, nil
 	}
 	spec, ok := parsePickText(uncomment(f.rules[name][0]))
@@ -163,99 +168,40 @@ func vipState(f found, vip netip.Addr) (kernel.VIPSpec, error) {
 		}
 	}
 	rules, err := pickRules(vip, spec)
-	if err != nil || len(rules) != len(f.rules[name]) {
-		return kernel.VIPSpec{}, nil // a text that we would not write, or what it does not say
+	if err != nil {
+		return kernel.VIPSpec{}, nil // a text that we would not write
 	}
-	for i, r := range rules {
-		want, err := r.comment(bridgeFamily)
-		if err != nil {
-			return kernel.VIPSpec{}, err
-		}
-		if f.rules[name][i] != want {
-			return kernel.VIPSpec{}, nil
-		}
+	if ok, err := f.hasChain(bridgeFamily, mapPick, ipKey(vip), name, rules); !ok || err != nil {
+		return kernel.VIPSpec{}, err
 	}
 	return spec, nil
 }
 
 // ApplyBridge changes the tables of a network's namespace, each in one
 // transaction: packets meet the state before or the state after, and an error
-// means that nothing changed in that table and those that come after it: back, lift,
-// marks, balancer. Operations are of PhaseVIP and this namespace; doing them again
+// means that nothing changed in that table and those that come after it: guard,
+// back, lift, marks, balancer. Operations are of PhaseVIP and this namespace; doing them again
 // changes nothing. Creating a table where one is repairs it: connections stay known.
 //
 // kernel.ErrNotExist: there is no table to put something in.
 // kernel.ErrUnsupported: no such scheduler.
 func (Tables) ApplyBridge(nsFD int, ns string, ops []kernel.Op) error {
-	var bridge, marks, lift, back []kernel.Op
+	tables := bridgeTables(ns)
+	by := make([][]kernel.Op, len(tables))
 	for _, op := range ops {
 		if op.Key.Netns() != ns {
 			return fmt.Errorf("netns %s: %s belongs to netns %s", ns, op.Key, op.Key.Netns())
 		}
-		switch {
-		case ofMarks(op.Key):
-			marks = append(marks, op)
-		case ofLift(op.Key):
-			lift = append(lift, op)
-		case ofBack(op.Key):
-			back = append(back, op)
-		default:
-			bridge = append(bridge, op)
-		}
+		i := slices.IndexFunc(tables, func(t table) bool { return t.holds(op.Key) })
+		by[i] = append(by[i], op)
 	}
-	// Answers have a way before there are any. Then marks: a network that goes over
-	// to IPVS has them before it loses the table that takes its frames.
-	if len(back) > 0 {
-		if err := applyBack(nsFD, back); err != nil {
-			return fmt.Errorf("netns %s: %w", ns, err)
-		}
-	}
-	if len(lift) > 0 {
-		if err := applyLift(nsFD, lift); err != nil {
-			return fmt.Errorf("netns %s: %w", ns, err)
-		}
-	}
-	if len(marks) > 0 {
-		if err := applyMarks(nsFD, marks); err != nil {
-			return fmt.Errorf("netns %s: %w", ns, err)
-		}
-	}
-	if len(bridge) == 0 {
-		return nil
-	}
-	return applyBridge(nsFD, ns, bridge)
-}
-
-func applyBridge(nsFD int, ns string, ops []kernel.Op) error {
-	c := newChange()
-	rs := bridgeRuleset(kernel.BridgeTableSpec{})
-	for _, op := range ops {
-		if t, ok := op.Key.(kernel.BridgeTable); ok {
-			if op.Want == nil {
-				c = newChange() // what was said of its contents is void
-				c.remove = true
-				continue
-			}
-			spec, ok := op.Want.(kernel.BridgeTableSpec)
-			if !ok {
-				return fmt.Errorf("%s: value is a %T", t, op.Want)
-			}
-			if len(spec.Uplink) >= unix.IFNAMSIZ || strings.ContainsAny(spec.Uplink, " \t\n") {
-				return fmt.Errorf("%s: uplink %q is no device's name", t, spec.Uplink)
-			}
-			if spec.Open < 0 {
-				return fmt.Errorf("%s: open connections are remembered for %d seconds; want 0 or more", t, spec.Open)
-			}
-			rs = bridgeRuleset(spec)
-			c.create = &rs
+	for i, t := range tables {
+		if len(by[i]) == 0 {
 			continue
 		}
-		if err := c.bridgeOp(op); err != nil {
+		if err := t.apply(nsFD, by[i]); err != nil {
 			return fmt.Errorf("netns %s: %w", ns, err)
 		}
-	}
-	if err := commit(nsFD, rs, configured(), c); err != nil {
-		return fmt.Errorf("netns %s: %w", ns, err)
 	}
 	return nil
 }

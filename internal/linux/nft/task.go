@@ -260,8 +260,8 @@ func (c *change) taskOp(op kernel.Op) error {
 		if err := want4(k, k.VIP); err != nil {
 			return err
 		}
-		if k.Proto.Number() == 0 {
-			return fmt.Errorf("%s: protocol %q; want tcp, udp or sctp", k, k.Proto)
+		if err := wantPorts(k, k.Proto); err != nil {
+			return err
 		}
 		data := func(s kernel.TaskPortSpec) translation {
 			return translation{s.Addr, portData(s.To) + "\x00\x00", s.Loop}

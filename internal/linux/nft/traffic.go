@@ -38,6 +38,24 @@ func (Tables) Traffic(nsFD int, ns string) (map[kernel.Key]kernel.Traffic, error
 	return out, nil
 }
 
+// Dropped returns how many frames the source guard of a network's namespace has
+// dropped since its table was made. nsFD refers to the namespace, ns is its name.
+// There is no table: none.
+//
+// kernel.ErrInterrupted: the rules of the namespace changed all the while.
+func (Tables) Dropped(nsFD int, ns string) (uint64, error) {
+	c, err := dial(nsFD)
+	if err != nil {
+		return 0, fmt.Errorf("netns %s: %w", ns, err)
+	}
+	defer c.nl.Close()
+	counts, err := c.counts(bridgeFamily, guardTable, chainDoubts)
+	if err != nil {
+		return 0, fmt.Errorf("netns %s: %w", ns, err)
+	}
+	return counts[chainDoubts], nil
+}
+
 // counts returns the packets that the counters of a table's rules have seen, by
 // chain; of one chain only, if it is named.
 func (c client) counts(family nftables.TableFamily, table, chain string) (map[string]uint64, error) {

@@ -28,7 +28,12 @@ type Sockets struct{}
 func New() *Sockets { return &Sockets{} }
 
 // session is an open netlink socket in one namespace.
-type session struct{ s *nl.NetlinkSocket }
+type session struct {
+	s *nl.NetlinkSocket
+	// lo and hi are the first and the last of the ports that the namespace gives to
+	// connections that are opened in it; 0 in a session of newSession.
+	lo, hi uint16
+}
 
 // Probe asks whether this kernel can list and end connections. It loads the
 // module tcp_diag where the kernel is allowed to, and ends nothing.
@@ -62,8 +67,9 @@ func (*Sockets) Probe() error {
 }
 
 // Accepted lists the connections that clients have opened to addr in the
-// namespace at path sandbox, in no order. While connections come and go one may be
-// listed twice, or not.
+// namespace at path sandbox, in no order: those that are Served, and those of which
+// something has been, as far as their port tells (see the package). While connections
+// come and go one may be listed twice, or not.
 //
 // kernel.ErrNotExist: there is no network namespace at this path.
 func (*Sockets) Accepted(ctx context.Context, sandbox string, addr netip.Addr) ([]kernel.Conn, error) {
@@ -91,7 +97,9 @@ func (*Sockets) Accepted(ctx context.Context, sandbox string, addr netip.Addr) (
 	}
 	out := open[:0]
 	for _, c := range open {
-		if served[c.Local.Port()] {
+		port := c.Local.Port()
+		c.Served = served[port]
+		if c.Served || port < s.lo || port > s.hi {
 			out = append(out, c)
 		}
 	}
@@ -167,6 +175,11 @@ func open(path string) (session, error) {
 		} else {
 			r.s, r.err = newSession()
 		}
+		if r.err == nil {
+			if r.s.lo, r.s.hi, r.err = ownPorts(); r.err != nil {
+				r.s.s.Close()
+			}
+		}
 		done <- r
 	}()
 	r := <-done
@@ -185,7 +198,24 @@ func newSession() (session, error) {
 	if err != nil {
 		return session{}, fmt.Errorf("open netlink socket: %w", err)
 	}
-	return session{s}, nil
+	return session{s: s}, nil
+}
+
+// ownPortsFile is net.ipv4.ip_local_port_range (ip(7)) of the namespace of the
+// thread that reads it.
+const ownPortsFile = "/proc/sys/net/ipv4/ip_local_port_range"
+
+// ownPorts are the first and the last of the ports that the calling thread's
+// namespace gives to connections that are opened in it.
+func ownPorts() (lo, hi uint16, err error) {
+	text, err := os.ReadFile(ownPortsFile)
+	if err != nil {
+		return 0, 0, err
+	}
+	if _, err := fmt.Sscan(string(text), &lo, &hi); err != nil {
+		return 0, 0, fmt.Errorf("%s: %q: want two ports: %w", ownPortsFile, text, err)
+	}
+	return lo, hi, nil
 }
 
 // dump calls f with each TCP socket of a family in one of states, a set of bits.

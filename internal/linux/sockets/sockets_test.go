@@ -180,19 +180,26 @@ func TestOnlyConnectionsOfClientsAreListed(t *testing.T) {
 	_, accepted := l.listen(l.task.NS, "tcp", "[::]:80")
 	_, own := l.listen(l.client.NS, "tcp4", "0.0.0.0:80")
 	_, onlyV6 := l.listen(l.task.NS, "tcp6", "[::]:81")
-	leaving, gone := l.listen(l.task.NS, "tcp4", "0.0.0.0:82")
+	stops, stopped := l.listen(l.task.NS, "tcp4", "0.0.0.0:82")
+	high, gone := l.listen(l.task.NS, "tcp4", "0.0.0.0:40000")
 
 	l.dial(l.task.NS, "192.0.2.2:80", own)      // what the task asks of another
 	l.dial(l.task.NS, "127.0.0.1:80", accepted) // and of itself
 	l.dial(l.task.NS, "[::1]:81", onlyV6)       // and by IPv6
-	l.dial(l.client.NS, "192.0.2.1:82", gone)   // of a server that then listens no more
-	leaving.Close()
+	// Of servers that then listen no more. The second's port may be one of the task's own.
+	_, last := l.dial(l.client.NS, "192.0.2.1:82", stopped)
+	l.dial(l.client.NS, "192.0.2.1:40000", gone)
+	stops.Close()
+	high.Close()
 	_, server := l.dial(l.client.NS, "192.0.2.1:80", accepted)
 	_, itself := l.dial(l.task.NS, "192.0.2.1:80", accepted) // by its own address: its server's side alone
 
 	conns := l.list()
-	if len(conns) != 2 || conns[remote(server)] == (kernel.Conn{}) || conns[remote(itself)] == (kernel.Conn{}) {
+	if len(conns) != 3 || !conns[remote(server)].Served || !conns[remote(itself)].Served {
 		t.Errorf("listed %+v; want %s and %s", conns, remote(server), remote(itself))
+	}
+	if c := conns[remote(last)]; c.Cookie == 0 || c.Served {
+		t.Errorf("listed %+v; want %s, not served", conns, remote(last))
 	}
 	others, err := l.s.Accepted(t.Context(), l.task.Path(), netip.MustParseAddr("192.0.2.9"))
 	if err != nil || len(others) != 0 {

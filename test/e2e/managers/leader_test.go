@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -55,8 +54,8 @@ func setUp(ctx context.Context) (*cluster.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out, err := exec.CommandContext(ctx, "make", "-s", "-C", root, "rootfs").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("make rootfs: %w\n%s", err, out)
+	if err := cluster.Build(ctx, root); err != nil {
+		return nil, err
 	}
 	engine, err := cluster.TestedEngine(ctx, os.Stdout)
 	if err != nil {
@@ -129,6 +128,9 @@ func TestScaleDownAcrossAChangeOfLeader(t *testing.T) {
 	create(2, "s2", 5)
 	if s := <-done; s.Failed > 0 || s.OK < 100 {
 		t.Errorf("requests while the lead moved: %+v", s)
+	}
+	if err := lab.Host(1).WaitWorker(ctx); err != nil {
+		t.Fatal(err)
 	}
 	docker(2, "node", "promote", "m1")
 	var after []cluster.Task

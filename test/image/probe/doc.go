@@ -9,6 +9,7 @@
 //	probe turns --to web=10.0.0.2:80  measure several echo servers in turns
 //	probe dns web                     ask the engine's name server
 //	probe health                      for health checks
+//	probe forge, probe hear           send frames in others' names, hear them
 //
 // Every answer of the server is one line of JSON:
 //

@@ -60,6 +60,7 @@ func get(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	udp := f.Bool("udp", false, "ask by UDP")
 	web := f.Bool("http", false, "ask by HTTP")
 	ping := f.Bool("ping", false, "ask by ICMP echo; needs CAP_NET_RAW")
+	keep := f.Bool("keep", false, "ask by HTTP on one connection, as long as the server keeps it")
 	path := f.String("path", "/", "`path` to ask for by HTTP")
 	n := f.Int("n", 1, "number of tries; 0 is until --for or SIGTERM ends them")
 	span := f.Duration("for", 0, "go on for this long")
@@ -76,6 +77,10 @@ func get(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch {
 	case *udp:
 		ask, port = c.udp, "53"
+	case *keep:
+		pool := &http.Transport{DialContext: (&net.Dialer{}).DialContext}
+		defer pool.CloseIdleConnections()
+		ask = func(ctx context.Context, _ int) ([]byte, error) { return c.fetch(ctx, pool) }
 	case *web:
 		ask = c.http
 	case *ping:
@@ -224,6 +229,10 @@ func (c *client) http(ctx context.Context, n int) ([]byte, error) {
 			return c.dial(ctx, "tcp4")
 		},
 	}
+	return c.fetch(ctx, transport)
+}
+
+func (c *client) fetch(ctx context.Context, transport *http.Transport) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.addr+c.path, nil)
 	if err != nil {
 		return nil, err

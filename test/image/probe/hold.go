@@ -30,6 +30,7 @@ func hold(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	limit := f.Duration("timeout", 30*time.Second, "give up when an answer took this long")
 	span := f.Duration("for", 0, "end after this long; 0 is at SIGTERM")
 	source := f.Int("source-port", 0, "port to connect from; 0 is any")
+	silent := f.Bool("silent", false, "after the first answer only wait for the end of the connection, or for --for")
 	if err := parse(f, args, 1, stderr); err != nil {
 		return err
 	}
@@ -75,6 +76,10 @@ func hold(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			h.Gaps++
 			stdout.Write(line(try{N: h.Sent, OK: true, Millis: millis(took), Reply: asJSON(text)}))
 		}
+		if *silent {
+			h.Error = endOf(ctx, conn)
+			break
+		}
 		pause(ctx, *every-took)
 	}
 	stdout.Write(line(h))
@@ -82,6 +87,18 @@ func hold(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return errVerdict
 	}
 	return nil
+}
+
+// endOf waits for the end of a connection and says how it ended; empty: it stands when
+// ctx ends.
+func endOf(ctx context.Context, conn net.Conn) string {
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) }) // an error ends the read, too
+	defer stop()
+	_, err := conn.Read(make([]byte, 1))
+	if ctx.Err() != nil || err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // numbered sends line n and waits for its answer.

@@ -44,9 +44,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"load":   load,
 		"echo":   echoes,
 		"turns":  turns,
+		"forge":  forge,
+		"hear":   hear,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
-		fmt.Fprintln(stderr, "usage: probe serve|get|hold|load|echo|turns|dns|health [-h] ...")
+		fmt.Fprintln(stderr, "usage: probe serve|get|hold|load|echo|turns|dns|health|forge|hear [-h] ...")
 		return usage
 	}
 	switch err := commands[args[0]](ctx, args[1:], stdout, stderr); {

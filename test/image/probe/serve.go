@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,21 @@ type server struct {
 	http *http.Server
 	// web takes over connections that turn out to speak HTTP.
 	web *handedListener
+	// When the last connection from elsewhere was accepted and the last datagram came;
+	// 0: never. In nanoseconds since 1970.
+	lastTCP, lastUDP atomic.Int64
 }
+
+// stopped is what the server says in the end: when it was told to stop, and when it
+// was last asked. All in milliseconds since 1970; 0 is never.
+type stopped struct {
+	Term    float64 `json:"term"`
+	LastTCP float64 `json:"lastTCP"` // accepted
+	LastUDP float64 `json:"lastUDP"`
+}
+
+// sinceEpoch is a time of stopped.
+func sinceEpoch(ns int64) float64 { return float64(ns) / 1e6 }
 
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("serve", flag.ContinueOnError)
@@ -74,6 +89,10 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fmt.Fprintf(stdout, "%s serves tcp %v udp %v on %v\n", host, tcp, udp, addrs)
 
 	<-ctx.Done()
+	term := time.Now().UnixNano()
+	defer func() {
+		stdout.Write(line(stopped{sinceEpoch(term), sinceEpoch(s.lastTCP.Load()), sinceEpoch(s.lastUDP.Load())}))
+	}()
 	if *abrupt {
 		return nil
 	}
@@ -168,6 +187,9 @@ func (s *server) acceptAll(l net.Listener) {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err) // such as too many open files; the next may succeed
 			continue
+		}
+		if a, ok := c.RemoteAddr().(*net.TCPAddr); ok && !a.IP.IsLoopback() { // no health check
+			s.lastTCP.Store(time.Now().UnixNano())
 		}
 		s.open.Add(1)
 		go s.talk(&countedConn{Conn: c, in: bufio.NewReader(c), done: sync.OnceFunc(s.open.Done)})
@@ -307,6 +329,7 @@ func (s *server) answerDatagrams(c *net.UDPConn) {
 			fmt.Fprintln(os.Stderr, err) // an ICMP error about an earlier answer
 			continue
 		}
+		s.lastUDP.Store(time.Now().UnixNano())
 		local := netip.AddrPortFrom(sentTo(oob[:oobn]), port)
 		a := s.answer("udp", local.String(), peer.String(), strings.TrimSpace(string(in[:n])))
 		if _, err := c.WriteToUDPAddrPort(line(a), peer); err != nil {

@@ -1,4 +1,4 @@
-package idle
+package expiry
 
 import (
 	"bytes"
@@ -59,7 +59,11 @@ func TestTargetsAreTasksOfServicesWithALimit(t *testing.T) {
 		f(&e)
 		return e
 	}
-	at := func(limit time.Duration) []Target { return []Target{{web, "/ns/3", addr(3), limit}} }
+	at := func(limit time.Duration) []Target {
+		return []Target{{Service: web, Sandbox: "/ns/3", Addr: addr(3), Idle: limit}}
+	}
+	leaves := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	drains := func(e *model.Endpoint) { e.Options.Idle, e.Options.Drain, e.Leaves = 0, 30, leaves }
 	for _, c := range []struct {
 		name string
 		view model.View
@@ -77,7 +81,15 @@ func TestTargetsAreTasksOfServicesWithALimit(t *testing.T) {
 		{"a leaving task", viewOf(change(func(e *model.Endpoint) { e.Left = true })), at(time.Minute)},
 		{"one task with two records", viewOf(endpoint(3, web, 60), endpoint(3, web, 60)), at(time.Minute)},
 		{"two", viewOf(endpoint(3, web, 60), endpoint(4, db, 10)), []Target{
-			{db, "/ns/4", addr(4), 10 * time.Second}, {web, "/ns/3", addr(3), time.Minute},
+			{Service: db, Sandbox: "/ns/4", Addr: addr(4), Idle: 10 * time.Second},
+			{Service: web, Sandbox: "/ns/3", Addr: addr(3), Idle: time.Minute},
+		}},
+		{"one that drains", viewOf(change(drains)), []Target{{Service: web, Sandbox: "/ns/3", Addr: addr(3), End: leaves.Add(30 * time.Second)}}},
+		{"of which the manager says that it need not", tells(viewOf(change(drains)), web, 0), nil},
+		{"one that would, if it left", viewOf(change(func(e *model.Endpoint) { e.Options.Idle, e.Options.Drain = 0, 30 })), nil},
+		{"one that leaves, and need not", viewOf(change(func(e *model.Endpoint) { e.Options.Idle, e.Leaves = 0, leaves })), nil},
+		{"a time to drain that no number can hold", viewOf(change(func(e *model.Endpoint) { drains(e); e.Options.Drain = 1 << 62 })), []Target{
+			{Service: web, Sandbox: "/ns/3", Addr: addr(3), End: leaves.Add(maxLimit)},
 		}},
 	} {
 		if d := cmp.Diff(c.want, Targets(c.view), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
@@ -125,8 +137,14 @@ func newWorld(v model.View) *world {
 func (w *world) open(n int) kernel.Conn {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := kernel.Conn{Local: netip.AddrPortFrom(addr(n), 80), Cookie: uint64(len(w.where) + 1)}
+	c := kernel.Conn{Local: netip.AddrPortFrom(addr(n), 80), Cookie: uint64(len(w.where) + 1), Served: true}
 	w.last[c], w.where[c] = time.Now(), fmt.Sprint("/ns/", n)
+	return c
+}
+
+// still is c without what changes.
+func still(c kernel.Conn) kernel.Conn {
+	c.Idle = 0
 	return c
 }
 
@@ -175,7 +193,10 @@ func (w *world) End(_ context.Context, sandbox string, conns []kernel.Conn) (int
 	defer w.mu.Unlock()
 	n := 0
 	for _, c := range conns {
-		c.Idle = 0
+		if c.Idle > 0 && time.Since(w.last[still(c)]) < c.Idle {
+			continue
+		}
+		c = still(c)
 		if _, there := w.last[c]; there && w.where[c] == sandbox {
 			delete(w.last, c)
 			n++
@@ -312,7 +333,7 @@ func TestNothingIsDoneWhereNobodyAsks(t *testing.T) {
 
 func TestOldConnectionsEndAtTheStart(t *testing.T) {
 	w := newWorld(viewOf(endpoint(3, web, 3600)))
-	old := kernel.Conn{Local: netip.AddrPortFrom(addr(3), 80), Cookie: 1}
+	old := kernel.Conn{Local: netip.AddrPortFrom(addr(3), 80), Cookie: 1, Served: true}
 	w.where[old], w.last[old] = "/ns/3", time.Time{} // the bubble's clock starts in the year 2000
 	run(t, w, func(*Ender) {
 		if w.lives(old) {
@@ -386,10 +407,69 @@ func TestKernelWithoutTheFeatureIsSaid(t *testing.T) {
 	})
 }
 
-func TestOverKeepsWhatIsYounger(t *testing.T) {
-	conns := []kernel.Conn{{Cookie: 1, Idle: 10 * time.Second}, {Cookie: 2, Idle: 10*time.Second - 1}, {Cookie: 3, Idle: time.Hour}}
-	got := Over(conns, 10*time.Second)
-	if !slices.Equal([]uint64{got[0].Cookie, got[len(got)-1].Cookie}, []uint64{1, 3}) || len(got) != 2 {
-		t.Errorf("got %+v, want the first and the last", got)
+func TestOverIsWhatHasHadItsTime(t *testing.T) {
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, c := range []struct {
+		name     string
+		idle     time.Duration
+		end      time.Time
+		want     []uint64 // cookies
+		whatever bool     // they have said since
+	}{
+		{"silent for the limit", 10 * time.Second, time.Time{}, []uint64{1, 3}, false},
+		{"at the end, all", 0, now, []uint64{1, 2, 3, 4}, true},
+		{"after it, all, silent or not", 10 * time.Second, now.Add(-time.Hour), []uint64{1, 2, 3, 4}, true},
+		{"before it, none", 0, now.Add(1), nil, false},
+		{"before it, the silent", 10 * time.Second, now.Add(1), []uint64{1, 3}, false},
+	} {
+		conns := []kernel.Conn{
+			{Cookie: 1, Idle: 10 * time.Second, Served: true}, {Cookie: 2, Idle: 10*time.Second - 1, Served: true},
+			{Cookie: 3, Idle: time.Hour, Served: true}, {Cookie: 4, Idle: time.Hour},
+		}
+		var got []uint64
+		for _, o := range (Target{Idle: c.idle, End: c.end}).Over(conns, now) {
+			got = append(got, o.Cookie)
+			if (o.Idle == 0) != c.whatever {
+				t.Errorf("%s: %+v", c.name, o)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
 	}
+}
+
+func TestConnectionsOfALeavingTaskEndWithItsDrain(t *testing.T) {
+	w := newWorld(viewOf(endpoint(3, web, 0), endpoint(4, web, 0)))
+	run(t, w, func(e *Ender) {
+		busy, silent, other := w.open(3), w.open(3), w.open(4)
+		pass(time.Minute)
+		leaves := time.Now()
+		w.set(func() {
+			for id, e := range w.view.Endpoints {
+				if e.Options.Drain = 30; e.Addr == addr(3) {
+					e.Leaves = leaves
+				}
+				w.view.Endpoints[id] = e
+			}
+		})
+		e.Wake()
+		pass(29 * time.Second)
+		if !w.lives(busy) || !w.lives(silent) {
+			t.Error("ended before its time")
+		}
+		w.speak(busy)
+		pass(time.Second)
+		if w.lives(busy) || w.lives(silent) || !w.lives(other) {
+			t.Errorf("after the drain: busy %t, silent %t, of another task %t", w.lives(busy), w.lives(silent), w.lives(other))
+		}
+		late := w.open(3)
+		pass(2 * time.Second)
+		if w.lives(late) || e.Ended()[web] != 3 {
+			t.Errorf("one that came late lives: %t; ended %v", w.lives(late), e.Ended())
+		}
+		if n := w.lists["/ns/4"]; n != 0 {
+			t.Errorf("a task that stays was looked at %d times", n)
+		}
+	})
 }

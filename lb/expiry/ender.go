@@ -1,4 +1,4 @@
-package idle
+package expiry
 
 import (
 	"context"
@@ -20,10 +20,11 @@ type Sockets interface {
 	// it cannot, any other says that it could not be found out.
 	Probe() error
 	// Accepted lists the connections that clients have opened to addr in the
-	// namespace at path sandbox; kernel.ErrNotExist: there is no such namespace.
+	// namespace at path sandbox, Served or not; kernel.ErrNotExist: there is no such
+	// namespace.
 	Accepted(ctx context.Context, sandbox string, addr netip.Addr) ([]kernel.Conn, error)
-	// End ends those of conns that are still silent, and says how many, also with
-	// an error.
+	// End ends those of conns that have said nothing since for more than their Idle,
+	// and says how many, also with an error.
 	End(ctx context.Context, sandbox string, conns []kernel.Conn) (int, error)
 }
 
@@ -42,7 +43,7 @@ const probeAgain = 30 * time.Second
 // with ten thousand endpoints around it feels, and limits are in seconds.
 const viewGap = time.Second
 
-// Ender ends silent connections. Its methods may be called from any goroutine, Run
+// Ender ends connections. Its methods may be called from any goroutine, Run
 // only once.
 type Ender struct {
 	cfg   Config
@@ -136,7 +137,7 @@ func (e *Ender) look(ctx context.Context) (next time.Time, some bool) {
 		// One that is new is looked at now: after a restart its connections are old.
 		if !time.Now().Before(e.due[t]) && ctx.Err() == nil {
 			e.visit(ctx, t)
-			e.due[t] = time.Now().Add(period(t.Limit))
+			e.due[t] = t.next(time.Now())
 		}
 		if at := e.due[t]; !some || at.Before(next) {
 			next, some = at, true
@@ -179,9 +180,9 @@ func (e *Ender) ready() bool {
 	e.mu.Unlock()
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
-		e.cfg.Log.Error("silent connections are not ended; services on this node have an idle timeout", "err", err)
+		e.cfg.Log.Error("connections are not ended; services on this node have an idle timeout, or tasks to drain", "err", err)
 	case err == nil && before != nil:
-		e.cfg.Log.Info("silent connections are ended from now on")
+		e.cfg.Log.Info("connections are ended from now on")
 	}
 	return e.able
 }
@@ -190,14 +191,14 @@ func (e *Ender) ready() bool {
 func (e *Ender) visit(ctx context.Context, t Target) {
 	conns, err := e.cfg.Sockets.Accepted(ctx, t.Sandbox, t.Addr)
 	n := 0
-	if over := Over(conns, t.Limit); err == nil && len(over) > 0 {
+	if over := t.Over(conns, time.Now()); err == nil && len(over) > 0 {
 		n, err = e.cfg.Sockets.End(ctx, t.Sandbox, over)
 	}
 	if n > 0 {
 		e.mu.Lock()
 		e.ended[t.Service] += uint64(n)
 		e.mu.Unlock()
-		e.cfg.Log.Debug("silent connections ended", "service", t.Service, "op", fmt.Sprintf("%d to %s", n, t.Addr))
+		e.cfg.Log.Debug("connections ended", "service", t.Service, "op", fmt.Sprintf("%d to %s", n, t.Addr))
 	}
 	if errors.Is(err, kernel.ErrNotExist) || ctx.Err() != nil {
 		err = nil // the task has just ended, which the view is yet to tell; or this process ends
@@ -208,6 +209,6 @@ func (e *Ender) visit(ctx context.Context, t Target) {
 	}
 	if e.failed[t] != err.Error() {
 		e.failed[t] = err.Error()
-		e.cfg.Log.Warn("silent connections could not be ended, will be retried", "service", t.Service, "op", t.Addr.String(), "err", err)
+		e.cfg.Log.Warn("connections could not be ended, will be retried", "service", t.Service, "op", t.Addr.String(), "err", err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"sluice/internal/model"
-	"sluice/lb/idle"
+	"sluice/lb/expiry"
 )
 
 // TestIdleTimeoutEndsSilentConnectionsAlone runs what the plugin runs: a task whose
@@ -32,7 +32,7 @@ func TestIdleTimeoutEndsSilentConnectionsAlone(t *testing.T) {
 	client, server := l.dial(l.client.NS, "192.0.2.1:80", accepted)
 
 	stop := talk(t, busyClient, busyServer)
-	ended := start(t, idle.Config{
+	ended := start(t, expiry.Config{
 		Sockets: l.s, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		View: func() model.View {
 			return model.View{Endpoints: map[model.EndpointID]model.Endpoint{"e": {
@@ -68,12 +68,48 @@ func TestIdleTimeoutEndsSilentConnectionsAlone(t *testing.T) {
 	}
 }
 
+// TestDrainEndsWhatAServerStillServes: a server that was told to stop has closed its
+// listener, and goes on with what is open, of which nothing is silent.
+func TestDrainEndsWhatAServerStillServes(t *testing.T) {
+	l := newLab(t)
+	stops, accepted := l.listen(l.task.NS, "tcp4", "0.0.0.0:80")
+	_, elsewhere := l.listen(l.client.NS, "tcp4", "0.0.0.0:80")
+	own, ownPeer := l.dial(l.task.NS, "192.0.2.2:80", elsewhere)
+	client, server := l.dial(l.client.NS, "192.0.2.1:80", accepted)
+	stops.Close()
+	const drain = 2 * time.Second // long beside a stall of this machine
+	leaves := time.Now()
+	ended := start(t, expiry.Config{
+		Sockets: l.s, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		View: func() model.View {
+			return model.View{Endpoints: map[model.EndpointID]model.Endpoint{"e": {
+				Addr: l.task.Addr, Phase: model.Taken, Sandbox: l.task.Path(), Leaves: leaves,
+				Task: model.Task{Service: "web"}, Options: model.ServiceOptions{Drain: int(drain / time.Second)},
+			}}}
+		},
+	})
+	for time.Since(leaves) < drain/2 {
+		l.says(client, server)
+		l.says(server, client)
+	}
+	l.fails(client, syscall.ECONNRESET)
+	l.fails(server, syscall.ECONNABORTED)
+	if late := time.Since(leaves); late < drain {
+		t.Errorf("ended after %s, want %s", late, drain)
+	}
+	l.says(own, ownPeer)
+	l.says(ownPeer, own)
+	if got := ended()["web"]; got != 1 {
+		t.Errorf("%d connections were ended, want one", got)
+	}
+}
+
 // start runs an Ender until ended is called, which says what it has ended, or until
 // the test ends.
-func start(t *testing.T, cfg idle.Config) (ended func() map[model.ServiceID]uint64) {
+func start(t *testing.T, cfg expiry.Config) (ended func() map[model.ServiceID]uint64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	e := idle.New(cfg)
+	e := expiry.New(cfg)
 	var wg sync.WaitGroup
 	wg.Go(func() { e.Run(ctx) })
 	ended = func() map[model.ServiceID]uint64 {
