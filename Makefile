@@ -3,7 +3,7 @@
 GO      ?= go
 BASE    ?= debian:12-slim
 NAME    ?= sluice:latest
-FUZZTIME ?= 10s
+FUZZTIME ?= 100000x
 FOR     ?= 10m
 PKGS    ?= ./...
 
@@ -82,7 +82,7 @@ test: lint test-deps build build/e2e-logs ## every test that this machine can ru
 	@$(MAKE) -s vm-kernel || echo 'the tests that need it will fail; the others run'
 	@if test/vm/run-in-vm -q ip_vs; then set --; else set -- $(VM_GROUPS); fi; \
 	SLUICE_TEST_BUILT=1 $(GO) run ./test/report -- -race $(UNIT_PKGS) -- -race -count=1 $(ROOT_PKGS) -- -count=1 -timeout 30m $(E2E_PKGS) == "$$@"; \
-	tests=$$?; $(MAKE) -s fuzz FUZZTIME=1s && exit $$tests
+	tests=$$?; $(MAKE) -s fuzz FUZZTIME=10000x && exit $$tests
 
 build/e2e-logs:
 	@mkdir -p $@
@@ -137,7 +137,7 @@ race-e2e: test-deps ## tests with real Docker engines, with the plugin under the
 	SLUICE_TEST_BUILT=1 $(GO) test -count=1 -timeout 30m ./test/e2e $(if $(RUN),-run '$(RUN)')
 	rm build/sluice-plugin
 
-fuzz: ## every fuzz target for FUZZTIME
+fuzz: ## every fuzz target, FUZZTIME (a number of inputs) each
 	GO='$(GO)' scripts/fuzz.sh $(FUZZTIME)
 
 lint: ## format, vet, modernise: what would change is an error
