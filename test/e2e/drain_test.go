@@ -128,7 +128,8 @@ func listen(t *testing.T, service string) *ends {
 func TestLeavingTasksGetNothingNewBeforeTheirStopSignal(t *testing.T) {
 	network(t, "web")
 	service(t, "s1", publish("web", "publish=81:80;82:53/udp"), 3, "--update-order", "start-first", "--update-parallelism", "0",
-		"--health-cmd", "/probe health", "--health-interval", "500ms", "--stop-grace-period", "10s") // one that is killed tells nothing
+		"--health-cmd", "/probe health", "--health-interval", "2s", // each costs an emulated processor half a second
+		"--stop-grace-period", "10s") // one that is killed tells nothing
 	v := vip(t, "s1", "web").String()
 	var from []asker
 	for i := 1; i <= 3; i++ {
@@ -194,7 +195,7 @@ func keep(t *testing.T, from []asker) *asked {
 	a := asking(t)
 	for _, f := range from {
 		for _, proto := range []string{"--tcp", "--udp"} {
-			a.by(t, f.name+" "+proto, f.run, proto, "--every", "50ms", "--timeout", "3s", f.at(proto == "--udp"))
+			a.by(t, f.name+" "+proto, f.run, proto, "--for", longRun, "--every", "100ms", "--timeout", "3s", f.at(proto == "--udp"))
 		}
 	}
 	return a

@@ -275,11 +275,15 @@ func manage(ctx context.Context, change string, n int) error {
 // TestLeadersAreLost kills the engine of the leader twice in a row, with scaling in
 // between, and demotes and promotes managers, under traffic.
 func TestLeadersAreLost(t *testing.T) {
+	docker(t, 1, "swarm", "update", "--snapshot-interval", fmt.Sprint(cluster.ManagersChange))
 	t.Cleanup(func() {
 		// Managers that lose the lead by it answer late: 20 s and more were seen.
 		ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 		defer cancel()
 		if err := manage(ctx, "demote", 1); err != nil {
+			t.Error(err)
+		}
+		if _, err := lab.Host(1).Docker(ctx, "swarm", "update", "--snapshot-interval", "10000"); err != nil { // swarm's own
 			t.Error(err)
 		}
 	})
