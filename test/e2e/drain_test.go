@@ -149,7 +149,7 @@ func TestLeavingTasksGetNothingNewBeforeTheirStopSignal(t *testing.T) {
 		stops int // of those
 		do    func()
 	}{
-		{"service update --force", 3, 3, func() { docker(t, 1, "service", "update", "-q", "--force", "--no-resolve-image", "s1") }},
+		{"service update --force", 3, 3, func() { docker(t, 1, "service", "update", "-d", "-q", "--force", "--no-resolve-image", "s1") }},
 		{"scale to 1", 3, 2, func() { docker(t, 1, "service", "scale", "-d", "s1=1") }},
 		{"node drained", 3, 1, func() { docker(t, 1, "node", "update", "--availability", "drain", "e2") }},
 	} {

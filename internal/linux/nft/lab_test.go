@@ -60,6 +60,7 @@ type host struct {
 
 type task struct {
 	name string
+	hit  int // connections of hits so far
 	on   *host
 	fd   int
 	h    *netlink.Handle

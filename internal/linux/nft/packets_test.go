@@ -35,12 +35,14 @@ func (l *lab) names(s string) []*task {
 }
 
 // hits connects n times and counts who answered. Every answer must have seen
-// the client's own address and port.
+// the client's own address and port: none is used twice, as connections of one port to two
+// VIPs of one backend would be one there, and the kernel gives the second another port.
 func (l *lab) hits(k *task, address string, n int) map[string]int {
 	l.t.Helper()
 	out := map[string]int{}
 	for range n {
-		c, err := k.dial("", address)
+		k.hit++
+		c, err := k.dial(fmt.Sprintf("%s:%d", k.ip, 10000+k.hit), address) // the kernel chooses from 32768 up
 		must(l.t, err)
 		if c.client != c.LocalAddr().String() {
 			l.t.Errorf("client %s was seen as %s", c.LocalAddr(), c.client)
