@@ -33,7 +33,7 @@ VM_PKGS   = ./internal/linux/... ./internal/netnstest
 # tests, on two processors, 10 minutes were seen for packets and 30 for engines.
 IN_VM     = -count=1 -timeout 30m -exec 'env REQUIRE=all $(RUN_IN_VM) --' $(VM_PKGS)
 E2E_NOT_VM = Readme|Autolocked|PluginUpgrade|Restarts|Leaders|Bad|Overlapping|StateFile|DiskTrouble|LocalNetwork|VNITaken|ChosenAddresses|InternalNetwork|Firewalld|Partition|WithoutWarning
-E2E_IN_VM = -count=1 -timeout 40m -exec 'env REQUIRE=all SLUICE_TEST_BUILT=1 $(RUN_IN_VM) -m 4G -t 2400 -w $(CURDIR)/build/e2e-logs --' ./test/e2e -skip '$(E2E_NOT_VM)'
+E2E_IN_VM = -count=1 -timeout 50m -exec 'env REQUIRE=all SLUICE_TEST_BUILT=1 $(RUN_IN_VM) -m 4G -t 3000 -w $(CURDIR)/build/e2e-logs --' ./test/e2e -skip '$(E2E_NOT_VM)'
 VM_GROUPS = 'under a kernel with ip_vs:' $(IN_VM) -- 'under a kernel with ip_vs:' $(E2E_IN_VM)
 UNIT_PKGS = $$($(GO) list ./... | grep -vE '/(internal/linux|test)(/|$$)')
 

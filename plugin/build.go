@@ -58,6 +58,7 @@ type parts struct {
 	monitor  *monitor.Monitor  // nil: nobody is answered
 	firewall *firewalld.Keeper // nil: firewalld is left alone
 	publish  *publish.Publisher
+	underlay underlay
 	follower *follower // of the engine; runEngine's alone, but for its channel
 
 	noIPVS    error // why networks that ask for IPVS do not get it here; nil if they do
@@ -102,6 +103,7 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 	if p.kernel, err = linux.New(kcfg); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
+	p.underlay.ask = p.kernel.UnderlayMTU
 	if err := linux.RemountSysctl(); err != nil {
 		return nil, errors.Join(err, p.kernel.Close(), p.store.Close())
 	}
@@ -163,11 +165,11 @@ func build(ctx context.Context, cfg Config, calls func() []diag.Call, log *slog.
 		return nil, errors.Join(err, p.close())
 	}
 	p.ipam = &refusals{Allocator: allocator, now: time.Now}
-	p.refreshRoutes()
+	p.refreshHost()
 
 	p.driver = driver.New(driver.Config{
 		Intents: p.hub, Allocations: book, Pools: p.ipam, Keys: p.ring, Loop: p.loop,
-		UnderlayMTU: p.kernel.UnderlayMTU, Hint: p.gossip.hint, Local: local, HostRun: cfg.HostRun, Log: log,
+		UnderlayMTU: p.underlay.mtu, Hint: p.gossip.hint, Local: local, HostRun: cfg.HostRun, Log: log,
 		Abilities: driver.Abilities{NoIPVS: p.noIPVS, NoTunnel: p.askTunnel(p.kernel.HasTunnel)},
 	})
 	p.engine, err = dockerapi.New(dockerapi.Config{
@@ -281,8 +283,16 @@ func (p *parts) close() error { return errors.Join(p.ports.Close(), p.kernel.Clo
 
 // overlayMTU is that of networks which leave it to the nodes.
 func (p *parts) overlayMTU(vtep netip.Addr) (int, error) {
-	mtu, err := p.kernel.UnderlayMTU(vtep)
+	mtu, err := p.underlay.mtu(vtep)
 	return mtu - overlay.VXLANOverhead, err
+}
+
+// refreshHost reads again what is remembered of the host.
+func (p *parts) refreshHost() {
+	p.refreshRoutes()
+	if vtep := p.hub.View().Self.VTEP; vtep.IsValid() {
+		p.underlay.refresh(vtep)
+	}
 }
 
 func (p *parts) hostRoutes() []netip.Prefix {

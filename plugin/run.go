@@ -20,9 +20,9 @@ import (
 	"sluice/lb/service"
 )
 
-// routesAge is how old the host's routes may be when a subnet is chosen. They
-// change when a person changes them.
-const routesAge = 10 * time.Second
+// hostAge is how old the host's routes may be when a subnet is chosen, and the MTU of its
+// underlay when a network is made. They change when a person changes them.
+const hostAge = 10 * time.Second
 
 // readEngine reads the local engine until ctx ends.
 func (p *parts) readEngine(ctx context.Context) {
@@ -68,7 +68,7 @@ func (p *parts) runKernel(ctx context.Context) {
 		// The loop still reads back at its interval.
 		p.log.Error("changes in the kernel will be seen late", "err", err)
 	}
-	tick := time.NewTicker(routesAge)
+	tick := time.NewTicker(hostAge)
 	defer tick.Stop()
 	for {
 		select {
@@ -81,7 +81,7 @@ func (p *parts) runKernel(ctx context.Context) {
 			}
 			p.loop.Notice()
 		case <-tick.C:
-			p.refreshRoutes()
+			p.refreshHost()
 		}
 	}
 }

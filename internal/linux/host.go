@@ -13,7 +13,8 @@ import (
 
 // UnderlayMTU is the MTU in bytes of the host's device that has the address
 // vtep: what a VXLAN packet, headers included, may measure. It is
-// kernel.ErrNotExist if no device has the address.
+// kernel.ErrNotExist if no device has the address. Like all here it waits for Dump and
+// Apply: who has no time for that remembers the answer.
 func (k *Kernel) UnderlayMTU(vtep netip.Addr) (int, error) {
 	d, err := k.underlay(vtep)
 	if err != nil {

@@ -135,9 +135,6 @@ func TestLeavingTasksGetNothingNewBeforeTheirStopSignal(t *testing.T) {
 	for i := 1; i <= 3; i++ {
 		from = append(from, byVIP(t, i, "web", v), byPort(t, i))
 	}
-	for _, f := range from {
-		f.finds(t, 3, "--tcp", "--udp")
-	}
 	t.Cleanup(func() {
 		if _, err := lab.Host(1).Docker(context.Background(), "node", "update", "--availability", "active", "e2"); err != nil {
 			t.Error(err)
@@ -150,12 +147,15 @@ func TestLeavingTasksGetNothingNewBeforeTheirStopSignal(t *testing.T) {
 		do    func()
 	}{
 		{"service update --force", 3, 3, func() { docker(t, 1, "service", "update", "-d", "-q", "--force", "--no-resolve-image", "s1") }},
-		{"scale to 1", 3, 2, func() { docker(t, 1, "service", "scale", "-d", "s1=1") }},
+		{"scale to 1", 3, 2, func() { scale(t, lab.Host(1), "s1", 1) }},
 		{"node drained", 3, 1, func() { docker(t, 1, "node", "update", "--availability", "drain", "e2") }},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			docker(t, 1, "service", "scale", "-d", fmt.Sprintf("s1=%d", step.tasks))
+			scale(t, lab.Host(1), "s1", step.tasks)
 			running(t, "s1", step.tasks)
+			for _, f := range from {
+				f.finds(t, step.tasks, "--tcp", "--udp") // none leaves before it was asked
+			}
 			heard := listen(t, "s1")
 			a := keep(t, from)
 			step.do()

@@ -243,6 +243,41 @@ func service(t *testing.T, name, network string, replicas int, args ...string) [
 	return running(t, name, replicas)
 }
 
+// scale asks a manager for so many tasks of a service, again while the swarm refuses: it
+// changes the service itself in an update ("update out of sequence"), and may have no leader.
+func scale(t *testing.T, by *cluster.Host, service string, to int) {
+	t.Helper()
+	must(t, cluster.Wait(within(t), fmt.Sprintf("%s is scaled to %d", service, to), func(ctx context.Context) error {
+		_, err := by.Docker(ctx, "service", "scale", "-d", fmt.Sprintf("%s=%d", service, to))
+		return err
+	}))
+}
+
+// update changes a service, likewise, and waits until its tasks are new ones.
+func update(t *testing.T, service string, args ...string) error {
+	t.Helper()
+	h := lab.Host(1)
+	full := append(append([]string{"service", "update", "-d", "-q", "--no-resolve-image"}, args...), service)
+	err := cluster.Wait(within(t), "service "+service+" can be updated", func(ctx context.Context) error {
+		_, err := h.Docker(ctx, full...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// One task after the other, each of which takes a minute until it is healthy where a
+	// VM is on a busy machine.
+	ctx, cancel := context.WithTimeout(t.Context(), 6*patience)
+	defer cancel()
+	return cluster.Wait(ctx, "service "+service+" is updated", func(ctx context.Context) error {
+		state, err := h.Docker(ctx, "service", "inspect", "-f", "{{with .UpdateStatus}}{{.State}}: {{.Message}}{{end}}", service)
+		if err == nil && !strings.HasPrefix(state, "completed:") {
+			err = fmt.Errorf("its update is %q", state)
+		}
+		return err
+	})
+}
+
 func removeService(t *testing.T, name string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

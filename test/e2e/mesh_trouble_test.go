@@ -70,7 +70,7 @@ func TestMeshStaysWhileTheRestChanges(t *testing.T) {
 		running(t, "s1", 3)
 		spreads(t, c, 81, 6, 3)
 		all := keepAsking(t, c, 81)
-		docker(t, 1, "service", "update", "--no-resolve-image", "-q", "--force", "s1")
+		must(t, update(t, "s1", "--force"))
 		running(t, "s1", 3)
 		all.end(t, "while tasks were replaced")
 	})
@@ -112,7 +112,7 @@ func TestMeshFollowsATaskThatMoves(t *testing.T) {
 		held = append(held, hold(t, c, h, 81, "25s"), hold(t, c, h, 82, "25s"))
 	}
 	all := keepAsking(t, c, 82)
-	docker(t, 1, "service", "update", "--no-resolve-image", "-q", "--constraint-rm", "node.hostname==e1", "--constraint-add", "node.hostname==e3", "moves")
+	must(t, update(t, "moves", "--constraint-rm", "node.hostname==e1", "--constraint-add", "node.hostname==e3"))
 	var now string
 	err := cluster.Wait(within(t), "the task has moved to e3", func(ctx context.Context) (err error) {
 		now, err = lab.Host(3).Docker(ctx, "ps", "-q", "--filter", "name=moves")

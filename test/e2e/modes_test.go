@@ -80,9 +80,7 @@ func TestModesFollowEachOther(t *testing.T) {
 		updated := make(chan struct{})
 		go func() {
 			defer close(updated)
-			_, err := lab.Host(1).Docker(within(t), "service", "update", "--no-resolve-image", "-q",
-				"--network-rm", "web", "--network-add", "name=web,driver-opt=sluice.mode="+mode, "s1")
-			if err != nil {
+			if err := update(t, "s1", "--network-rm", "web", "--network-add", "name=web,driver-opt=sluice.mode="+mode); err != nil {
 				t.Error(err)
 			}
 		}()

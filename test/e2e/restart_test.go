@@ -306,16 +306,6 @@ func TestLeadersAreLost(t *testing.T) {
 		}
 		return lead
 	}
-	scale := func(by *cluster.Host, to int) {
-		t.Helper()
-		err := cluster.Wait(within(t), "the service is scaled", func(ctx context.Context) error {
-			_, err := by.Docker(ctx, "service", "scale", "-d", fmt.Sprintf("s1=%d", to))
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	for i, to := range []int{9, 4} {
 		// Asked from where no engine is killed, tasks that run where none is.
 		lead := next(nil)
@@ -327,7 +317,7 @@ func TestLeadersAreLost(t *testing.T) {
 			a.inside(t, 3, c, vip(t, "stays", "web").String())
 		}
 		must(t, lead.KillEngine(within(t)))
-		scale(next(lead), to)
+		scale(t, next(lead), "s1", to)
 		must(t, lead.StartEngine(within(t)))
 		must(t, lab.WaitNodes(within(t), 3))
 		running(t, "s1", to)
@@ -348,7 +338,7 @@ func TestLeadersAreLost(t *testing.T) {
 	}
 	set(lead, "demote")
 	now := next(lead)
-	scale(now, 7)
+	scale(t, now, "s1", 7)
 	must(t, lead.WaitWorker(within(t)))
 	set(now, "promote")
 	running(t, "s1", 7)

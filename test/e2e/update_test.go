@@ -26,7 +26,7 @@ func TestUpdatesLoseNothing(t *testing.T) {
 	outside := clients(t)[1]
 	const replicas = 3
 	service(t, "s1", publish("web", "publish=81:80;81:53/udp"), replicas,
-		"--health-cmd", "/probe health", "--health-interval", "1s", "--stop-grace-period", "10s", "--update-monitor", "1s")
+		"--health-cmd", "/probe health", "--health-interval", "2s", "--stop-grace-period", "10s", "--update-monitor", "1s")
 	v := vip(t, "s1", "web").String()
 	c := client(t, 2, "web")
 	reaches(t, lab.Host(2), c, replicas, 6, v)
@@ -35,13 +35,13 @@ func TestUpdatesLoseNothing(t *testing.T) {
 
 	force := func(order string) func() {
 		return func() {
-			docker(t, 1, "service", "update", "--force", "--update-order", order, "--no-resolve-image", "-q", "s1")
+			must(t, update(t, "s1", "--force", "--update-order", order))
 		}
 	}
-	scale := func(ns ...int) func() {
+	scales := func(ns ...int) func() {
 		return func() {
 			for _, n := range ns {
-				docker(t, 1, "service", "scale", "-d", "s1="+strconv.Itoa(n))
+				scale(t, lab.Host(1), "s1", n)
 				running(t, "s1", n)
 			}
 		}
@@ -52,7 +52,7 @@ func TestUpdatesLoseNothing(t *testing.T) {
 	}{
 		{"new tasks first", force("start-first")},
 		{"old tasks first", force("stop-first")},
-		{"scaled to 10, to 1 and back", scale(10, 1, replicas)},
+		{"scaled to 10, to 1 and back", scales(10, 1, replicas)},
 		{"a node is drained", func() {
 			docker(t, 1, "node", "update", "--availability", "drain", "e3")
 			running(t, "s1", replicas)

@@ -174,6 +174,9 @@ func (t *tally) add(g group, e event) {
 		if n.test != "" || !slices.ContainsFunc(t.failed, func(f name) bool { return f.pkg == n.pkg }) {
 			t.failed = append(t.failed, n)
 		}
+		if g.label != "" {
+			fmt.Fprintf(t.out, "%s:\n", g.label)
+		}
 		fmt.Fprint(t.out, strings.Join(g.output[n], ""))
 	case "skip":
 		if n.test != "" {

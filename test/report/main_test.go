@@ -41,15 +41,18 @@ func TestSummaryNamesSkipsAndFailures(t *testing.T) {
 		{Action: "output", Package: "p", Test: "TestD", Output: "    x_test.go:3: missing: ipvs\n"},
 		{Action: "skip", Package: "p", Test: "TestD"},
 		{Action: "pass", Package: "p", Test: "TestD"},
-		{Action: "pass", Package: "s"},
+		{Action: "output", Package: "s", Test: "TestE", Output: "    x_test.go:7: too slow\n"},
+		{Action: "fail", Package: "s", Test: "TestE"},
+		{Action: "pass", Package: "t"},
 	} {
 		r.add(there, e)
 	}
 	r.summary()
 	for _, want := range []string{
 		"p TestB: x_test.go:3: missing: vxlan", "x_test.go:9: broken", "q: needs root", "does not build", "  r\n",
-		"but\n  in a VM: p TestD\n", "pass s in a VM",
-		"\n2 passed, 2 failed, 2 skipped\n",
+		"but\n  in a VM: p TestD\n", "pass t in a VM",
+		"in a VM:\n    x_test.go:7: too slow\n",
+		"\n2 passed, 3 failed, 2 skipped\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, out.String())
