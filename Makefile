@@ -77,11 +77,12 @@ demo: build ## three Docker hosts on this machine, a service on its virtual IP; 
 demo-down: ## take down what `make demo KEEP=1` left up
 	$(GO) run ./test/demo -down
 
-# The VM has one processor. What runs there goes on beside the rest.
+# The VM has one processor. What runs there goes on beside the rest, which takes less
+# time: its engines get the other processor, one cluster at a time.
 test: lint test-deps build build/e2e-logs ## every test that this machine can run; says what it could not run, and why
 	@$(MAKE) -s vm-kernel || echo 'the tests that need it will fail; the others run'
 	@if test/vm/run-in-vm -q ip_vs; then set --; else set -- $(VM_GROUPS); fi; \
-	SLUICE_TEST_BUILT=1 $(GO) run ./test/report -- -race $(UNIT_PKGS) -- -race -count=1 $(ROOT_PKGS) -- -count=1 -timeout 30m $(E2E_PKGS) == "$$@"; \
+	SLUICE_TEST_BUILT=1 $(GO) run ./test/report -- -race $(UNIT_PKGS) -- -race -count=1 $(ROOT_PKGS) -- -count=1 -p 1 -timeout 30m $(E2E_PKGS) == "$$@"; \
 	tests=$$?; $(MAKE) -s fuzz FUZZTIME=10000x && exit $$tests
 
 build/e2e-logs:

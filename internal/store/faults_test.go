@@ -79,10 +79,11 @@ func spoiled(t *testing.T, dir string, forGood bool) {
 		} else {
 			inRow = 0
 			mark("refused %s", k)
-			if !strings.Contains(err.Error(), "free space") && !strings.Contains(err.Error(), "kernel's log") {
+			late := errors.Is(err, context.DeadlineExceeded) // a machine that is busy: the disk has refused nothing
+			if !late && !strings.Contains(err.Error(), "free space") && !strings.Contains(err.Error(), "kernel's log") {
 				t.Errorf("the error does not say what to do: %v", err)
 			}
-			if s.Status().Trouble == nil {
+			if !late && s.Status().Trouble == nil {
 				t.Error("status does not tell")
 			}
 		}

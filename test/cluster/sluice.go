@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // builtEnv says that plugin and command were built just before: in a VM that takes ten
@@ -51,17 +52,29 @@ func (h *Host) Sluice(ctx context.Context, out any, args ...string) error {
 	return nil
 }
 
-// PluginPID is the plugin's process, as the host counts. None or several are an
-// error.
+// PluginPID is the plugin's process, as the host counts. None is an error; so are several,
+// but for a moment: a process that starts a command is two until that runs.
 func (h *Host) PluginPID(ctx context.Context) (string, error) {
-	out, err := h.Exec(ctx, "sh", "-c", `for p in /proc/[0-9]*; do
-		[ "$(readlink $p/exe)" = /bin/sluice-plugin ] && echo "${p#/proc/}"; done; true`)
+	const moment = 5 * time.Second
+	wctx, cancel := context.WithTimeout(ctx, moment)
+	defer cancel()
+	var pids []string
+	err := Wait(wctx, h.name+": one process of the plugin", func(context.Context) error {
+		out, err := h.Exec(ctx, "sh", "-c", `for p in /proc/[0-9]*; do
+			[ "$(readlink $p/exe)" = /bin/sluice-plugin ] && echo "${p#/proc/}"; done; true`)
+		if err != nil {
+			return err
+		}
+		if pids = strings.Fields(out); len(pids) > 1 {
+			return fmt.Errorf("there are %d: %v", len(pids), pids)
+		}
+		return nil
+	})
 	if err != nil {
 		return "", err
 	}
-	pids := strings.Fields(out)
-	if len(pids) != 1 {
-		return "", fmt.Errorf("%s: one process of the plugin is expected, there are %d: %v", h.name, len(pids), pids)
+	if len(pids) == 0 {
+		return "", fmt.Errorf("%s: there is no process of the plugin", h.name)
 	}
 	return pids[0], nil
 }
