@@ -93,10 +93,13 @@ func short(ask asker, from *netnstest.NS, local, to string) (said, error) {
 
 // dialMesh connects from a namespace, by the port of local if it is given.
 func dialMesh(from *netnstest.NS, network, local, to string) (c net.Conn, err error) {
-	d := net.Dialer{Timeout: meshPatience, Control: func(_, _ string, rc syscall.RawConn) error {
-		var err error
-		return errors.Join(rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
-	}}
+	d := net.Dialer{Timeout: meshPatience}
+	if local != "" { // else the kernel may give two sockets of UDP one port
+		d.Control = func(_, _ string, rc syscall.RawConn) error {
+			var err error
+			return errors.Join(rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
+		}
+	}
 	if local != "" && network == "tcp4" {
 		d.LocalAddr, err = net.ResolveTCPAddr(network, local)
 	} else if local != "" {

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ type summary struct {
 	OK      int            `json:"ok"`
 	Failed  int            `json:"failed"`
 	Slowest float64        `json:"slowest_ms"`
+	Resent  int            `json:"resent,omitempty"` // connections whose SYN went out again: it or its answer was lost, or was later than 1 s (RFC 6298, 2.1)
 	Hosts   map[string]int `json:"hosts"`
 	Errors  map[string]int `json:"errors,omitempty"`
 }
@@ -117,6 +119,7 @@ func get(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 	}
 	if *sum {
+		all.Resent = int(c.resent.Load())
 		stdout.Write(line(all))
 	}
 	if all.Failed > 0 || all.OK == 0 || len(all.Hosts) < *distinct {
@@ -155,20 +158,24 @@ type client struct {
 	addr       string // host:port, or host to ping
 	path       string
 	sourcePort int
+	resent     atomic.Int64 // see summary
 }
 
 func (c *client) dial(ctx context.Context, network string) (net.Conn, error) {
-	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		cerr := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		})
-		return errors.Join(err, cerr)
-	}}
+	var d net.Dialer
 	if c.sourcePort > 0 {
 		d.LocalAddr = &net.TCPAddr{Port: c.sourcePort}
 		if network == "udp4" {
 			d.LocalAddr = &net.UDPAddr{Port: c.sourcePort}
+		}
+		// Only then: with this option the kernel also gives sockets of UDP that ask for
+		// any port one that others have, and who gets an answer is chance.
+		d.Control = func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			cerr := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			})
+			return errors.Join(err, cerr)
 		}
 	}
 	conn, err := d.DialContext(ctx, network, c.addr)
@@ -182,12 +189,36 @@ func (c *client) dial(ctx context.Context, network string) (net.Conn, error) {
 			return nil, errors.Join(err, conn.Close())
 		}
 	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		again, err := retransmits(t)
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		if again > 0 {
+			c.resent.Add(1)
+		}
+	}
 	if until, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(until); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
 	}
 	return conn, nil
+}
+
+// retransmits is how many packets of a connection were sent again.
+func retransmits(t *net.TCPConn) (n uint32, err error) {
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		var info *unix.TCPInfo
+		if info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			n = info.Total_retrans
+		}
+	})
+	return n, errors.Join(err, cerr)
 }
 
 func (c *client) tcp(ctx context.Context, n int) ([]byte, error) { return c.exchange(ctx, "tcp4", n) }

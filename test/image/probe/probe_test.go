@@ -257,3 +257,26 @@ func TestEchoHasAValidChecksum(t *testing.T) {
 		t.Errorf("checksum of % x does not add up", m)
 	}
 }
+
+// TestEachAskerHasAPortOfItsOwn: of a thousand that may share theirs, two do.
+func TestEachAskerHasAPortOfItsOwn(t *testing.T) {
+	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c := client{addr: server.LocalAddr().String()}
+	seen := map[string]bool{}
+	for range 1000 {
+		conn, err := c.dial(t.Context(), "udp4")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		at := conn.LocalAddr().String()
+		if seen[at] {
+			t.Fatalf("two have %s", at)
+		}
+		seen[at] = true
+	}
+}
