@@ -341,14 +341,21 @@ type summary struct {
 	Failed int
 	// Slowest is in milliseconds.
 	Slowest float64 `json:"slowest_ms"`
-	Resent  int
-	Hosts   map[string]int
-	Errors  map[string]int
+	// Resent are connections whose first packet was sent again.
+	Resent int
+	Hosts  map[string]int
+	Errors map[string]int
+}
+
+// lossless says whether requests were made, all were answered, and no connection's first
+// packet had to be sent twice. An emulated processor may be too slow for the latter.
+func (s summary) lossless() bool {
+	return s.Failed == 0 && s.OK >= enough && (s.Resent == 0 || emulated())
 }
 
 // get asks an address from a container on a host; args are probe's.
 func get(ctx context.Context, h *cluster.Host, container string, args ...string) (summary, error) {
-	out, runErr := h.InContainer(ctx, container, append([]string{"/probe", "get", "--summary"}, args...)...)
+	out, runErr := h.InContainer(ctx, container, append([]string{"/probe", "get", "--summary", "--timeout", waits}, args...)...)
 	var s summary
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return s, fmt.Errorf("probe get %s on %s: %w (%v)", strings.Join(args, " "), h.Name(), err, runErr)

@@ -107,7 +107,7 @@ func TestScaleDownAcrossAChangeOfLeader(t *testing.T) {
 	done := make(chan summary, 1)
 	go func() {
 		var s summary
-		out, err := lab.Host(2).Docker(ctx, "exec", client, "/probe", "get", "--summary", "--for", "9s", "--every", "10ms", vip.String())
+		out, err := lab.Host(2).Docker(ctx, "exec", client, "/probe", "get", "--summary", "--timeout", "5s", "--for", "9s", "--every", "10ms", vip.String())
 		if jerr := json.Unmarshal([]byte(out), &s); jerr != nil {
 			t.Errorf("requests: %v, %v: %q", err, jerr, out)
 		}
