@@ -153,6 +153,16 @@ type TaskMeshSpec struct {
 	Default netip.Addr
 }
 
+// Follows says whether an operation only follows the task's default route, which the
+// engine gives and takes: nobody has changed what the host was given.
+func (o Op) Follows() bool {
+	have, ok1 := o.Have.(TaskMeshSpec)
+	want, ok2 := o.Want.(TaskMeshSpec)
+	differs := have.Default != want.Default
+	have.Default = want.Default
+	return ok1 && ok2 && differs && have == want
+}
+
 // Phase implements Key.
 func (Forward) Phase() Phase   { return PhaseFilter }
 func (Route) Phase() Phase     { return PhaseNeigh }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -118,6 +119,36 @@ func TestDriftIsCountedByKindAmidOwnChanges(t *testing.T) {
 		st := f.Stats()
 		if st.Drift != 1 || st.Drifts[kernel.KindSysctl] != 1 || len(st.Drifts) != len(kernel.Kinds()) {
 			t.Errorf("drift %d, by kind %v; want one sysctl and every kind named", st.Drift, st.Drifts)
+		}
+	})
+}
+
+// TestADefaultRouteThatGoesIsNoDrift: a task that ends loses it first.
+func TestADefaultRouteThatGoesIsNoDrift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t)
+		mesh := kernel.TaskMesh{Sandbox: "/run/a", Addr: netip.MustParseAddr("10.0.0.2")}
+		spec := kernel.TaskMeshSpec{Pool: netip.MustParsePrefix("250.0.0.0/8"), UDP: true}
+		f.wait(t, f.wish(func(want kernel.State) { want[mesh] = spec }))
+		found := func(change func(*kernel.TaskMeshSpec)) uint64 {
+			other := spec
+			change(&other)
+			f.kernel.with(func() { f.kernel.state[mesh] = other })
+			f.Doubt()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			f.kernel.with(func() {
+				if got := f.kernel.state[mesh]; got != spec {
+					t.Errorf("%v is not mended", got)
+				}
+			})
+			return f.Stats().Drift
+		}
+		if n := found(func(s *kernel.TaskMeshSpec) { s.Default = netip.MustParseAddr("172.18.0.6") }); n != 0 {
+			t.Errorf("counted %d changes of the engine's own", n)
+		}
+		if n := found(func(s *kernel.TaskMeshSpec) { s.Pool = netip.MustParsePrefix("251.0.0.0/8") }); n != 1 {
+			t.Errorf("counted %d changes by another hand, want 1", n)
 		}
 	})
 }

@@ -132,8 +132,8 @@ func (w *worker) round(ctx context.Context) time.Duration {
 	if fresh {
 		for _, o := range ops {
 			// Another revision asks for changes of its own: drift is what would have been
-			// right by what was remembered.
-			if failed[o.Key] == nil && (view.Revision == w.rev || sure && w.rev != 0 && right(before, o)) {
+			// right by what was remembered, and what the engine does is none.
+			if failed[o.Key] == nil && !o.Follows() && (view.Revision == w.rev || sure && w.rev != 0 && right(before, o)) {
 				drifted = append(drifted, o)
 			}
 		}
