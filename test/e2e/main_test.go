@@ -407,7 +407,7 @@ func ask(t *testing.T, h *cluster.Host, container string, args ...string) reply 
 // client runs a container on a network that the test's end removes.
 func client(t *testing.T, i int, network string, args ...string) string {
 	t.Helper()
-	full := append([]string{"create", "--network", network, "--stop-signal", "SIGKILL", "--cap-add", "NET_RAW"}, args...)
+	full := append([]string{"run", "-d", "--network", network, "--stop-signal", "SIGKILL", "--cap-add", "NET_RAW"}, args...)
 	id := docker(t, i, append(full, image.Probe)...)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -416,15 +416,6 @@ func client(t *testing.T, i int, network string, args ...string) string {
 			t.Error(err)
 		}
 	})
-	// A worker that has just come back may not have its manager yet; and an address that a
-	// stalled machine gives too late is asked for anew only with the next start.
-	must(t, cluster.Wait(within(t), fmt.Sprintf("a client on %s starts", network), func(ctx context.Context) error {
-		_, err := lab.Host(i).Docker(ctx, "start", id)
-		if err != nil {
-			t.Logf("host %d: %v", i, err)
-		}
-		return err
-	}))
 	return id
 }
 

@@ -183,7 +183,7 @@ func TestRestarts(t *testing.T) {
 		{"all hosts lose their power at once", func(t *testing.T) {
 			must(t, lab.Each(within(t), func(ctx context.Context, h *cluster.Host) error { return h.PowerOff(ctx) }))
 			must(t, lab.Each(within(t), func(ctx context.Context, h *cluster.Host) error { return h.PowerOn(ctx) }))
-			must(t, lab.WaitNodes(within(t), 3))
+			must(t, lab.WaitNodes(within(t), 3)) // before a service that makes use of the engines' mesh
 			must(t, useIngress(within(t), lab))
 		}, nil},
 		{"the leader's plugin hangs for ten seconds", func(t *testing.T) {
@@ -229,6 +229,7 @@ func TestRestarts(t *testing.T) {
 				a.outside(t, outside, lab.Host(i), 82)
 			}
 			row.do(t)
+			must(t, lab.WaitNodes(within(t), 3)) // a node that its manager has not back attaches no container
 			running(t, "all", 3)
 			running(t, "stays", 2)
 			spreads(t, outside, 81, 6, 3)
